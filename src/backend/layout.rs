@@ -1,0 +1,63 @@
+//! Which path an object has.
+
+use crate::format::header::Kind;
+use crate::id::{GcId, IndexId, PackId, SnapshotId};
+
+/// The repository's parameters.
+pub const CONFIG: &str = "config";
+/// A copy of [`CONFIG`], written just after it.
+pub const CONFIG_COPY: &str = "config.bak";
+/// Folder of the key slots.
+pub const KEYS: &str = "keys/";
+/// Folder of the data packs.
+pub const DATA_PACKS: &str = "packs/d/";
+/// Folder of the metadata packs.
+pub const METADATA_PACKS: &str = "packs/m/";
+/// Folder of the index.
+pub const INDEX: &str = "index/";
+/// Folder of the snapshots.
+pub const SNAPSHOTS: &str = "snapshots/";
+/// Folder of forgotten snapshots.
+pub const TOMBS: &str = "tombs/";
+/// Folder of the records of condemned packs.
+pub const GC: &str = "gc/";
+/// Folder of running sessions.
+pub const SESSIONS: &str = "sessions/";
+
+/// Path of a pack.
+pub fn pack(kind: Kind, id: PackId) -> String {
+    let folder = if kind == Kind::DataPack { DATA_PACKS } else { METADATA_PACKS };
+    let name = id.to_string();
+    format!("{folder}{}/{name}", &name[..2])
+}
+
+/// The pack's id and kind, from its path; `None` for anything that isn't a pack's path.
+pub fn parse_pack(path: &str) -> Option<(Kind, PackId)> {
+    let (kind, rest) = match path.strip_prefix(DATA_PACKS) {
+        Some(rest) => (Kind::DataPack, rest),
+        None => (Kind::MetadataPack, path.strip_prefix(METADATA_PACKS)?),
+    };
+    let (shard, name) = rest.split_once('/')?;
+    let id = PackId::parse(name)?;
+    name.starts_with(shard).then_some((kind, id))
+}
+
+/// Path of an index file.
+pub fn index(id: IndexId) -> String {
+    format!("{INDEX}{id}")
+}
+
+/// Path of a snapshot.
+pub fn snapshot(id: SnapshotId) -> String {
+    format!("{SNAPSHOTS}{id}")
+}
+
+/// Path of a forgotten snapshot: the same bytes under the same name.
+pub fn tomb(id: SnapshotId) -> String {
+    format!("{TOMBS}{id}")
+}
+
+/// Path of a record of condemned packs.
+pub fn gc(id: GcId) -> String {
+    format!("{GC}{id}")
+}

@@ -1,0 +1,317 @@
+//! Index files: which pack holds which blob.
+//!
+//! ```text
+//! header (48) | sealed table | sealed pack blocks … | sealed record blocks …
+//! table:   pack blocks n (4) | record blocks m (4) | n × sealed length (4) | m × (sealed length (4), first id (32))
+//! pack:    id (32) | file length (8) | kind (1) | zero (3) | first message length (4) | salt (32) | frames (4)
+//!          | per frame: stored (4) | plain (4) | encoding (1) | zero (1) | bases (2) | base ids (32 each)
+//! record:  id (32) | pack (4) | frame (4) | offset in frame (3) | type (1) | length (4)       = 48 bytes, sorted by id
+//! ```
+//!
+//! Blocks are sealed one by one and records are sorted, so that a blob can be found with one table and one block.
+//! The index is advisory: whatever it says, a blob is authenticated at its pack.
+
+use super::bytes::Reader;
+use super::header::{HEADER_BYTES, Header, Kind};
+use super::pack::{Encoding, PackInfo};
+use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES};
+use crate::crypto::{BlobType, Keys, ObjectKey, TAG_BYTES};
+use crate::error::{Error, Result};
+use crate::id::{BlobId, IndexId, PackId};
+
+/// Records of 48 bytes in a block of about 64 KiB.
+const BLOCK_RECORDS: usize = 1365;
+/// A block of packs is closed at this size.
+const PACK_BLOCK_BYTES: usize = 64 << 10;
+
+/// A frame as the index describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedFrame {
+    /// Length in the file, tag included, in bytes.
+    pub stored_bytes: u32,
+    /// Length decoded, in bytes.
+    pub plain_bytes: u32,
+    /// How the body is encoded.
+    pub encoding: Encoding,
+    /// Segments that are needed to decode this one.
+    pub bases: Box<[BlobId]>,
+}
+
+/// A pack as the index describes it: enough to open any frame without reading the pack's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedPack {
+    /// The pack.
+    pub id: PackId,
+    /// Its header.
+    pub header: Header,
+    /// Length of the file, in bytes.
+    pub file_bytes: u64,
+    /// Its frames, in order.
+    pub frames: Vec<IndexedFrame>,
+}
+
+/// Where a blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Record {
+    /// The blob.
+    pub id: BlobId,
+    /// Which pack, counted within the index.
+    pub pack: u32,
+    /// Which frame of it, from 0.
+    pub frame: u32,
+    /// Where in the decoded frame, in bytes.
+    pub offset: u32,
+    /// Length of its plaintext, in bytes.
+    pub plain_bytes: u32,
+    /// Its type.
+    pub kind: BlobType,
+}
+
+/// The contents of an index file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Index {
+    /// The packs it describes.
+    pub packs: Vec<IndexedPack>,
+    /// The blobs in them.
+    pub records: Vec<Record>,
+}
+
+impl Index {
+    /// Adds a pack with all its blobs.
+    pub fn add(&mut self, pack: &PackInfo) {
+        let number = self.packs.len() as u32;
+        for (frame, info) in (0..).zip(&pack.frames) {
+            let mut offset = 0;
+            for entry in &info.entries {
+                let Entry { id, kind, plain_bytes } = *entry;
+                self.records.push(Record { id, pack: number, frame, offset, plain_bytes, kind });
+                offset += plain_bytes;
+            }
+        }
+        let frames = pack.frames.iter().map(|f| IndexedFrame {
+            stored_bytes: f.stored_bytes,
+            plain_bytes: f.plain_bytes,
+            encoding: f.encoding,
+            bases: f.bases.clone().into(),
+        });
+        self.packs.push(IndexedPack {
+            id: pack.id,
+            header: pack.header,
+            file_bytes: pack.file_bytes,
+            frames: frames.collect(),
+        });
+    }
+
+    /// The bytes of the file, and its name.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn seal(mut self, keys: &Keys) -> Result<(IndexId, Vec<u8>)> {
+        self.records.sort_unstable();
+        let mut pack_blocks: Vec<Vec<u8>> = Vec::new();
+        for pack in &self.packs {
+            if pack_blocks.last().is_none_or(|b| b.len() >= PACK_BLOCK_BYTES) {
+                pack_blocks.push(Vec::new());
+            }
+            if let Some(block) = pack_blocks.last_mut() {
+                put_pack(block, pack);
+            }
+        }
+        let record_blocks: Vec<_> = self.records.chunks(BLOCK_RECORDS).collect();
+
+        let mut table = Vec::new();
+        table.extend_from_slice(&(pack_blocks.len() as u32).to_le_bytes());
+        table.extend_from_slice(&(record_blocks.len() as u32).to_le_bytes());
+        for block in &pack_blocks {
+            table.extend_from_slice(&((block.len() + TAG_BYTES) as u32).to_le_bytes());
+        }
+        for block in &record_blocks {
+            table.extend_from_slice(&((block.len() * 48 + TAG_BYTES) as u32).to_le_bytes());
+            table.extend_from_slice(&block[0].id.0);
+        }
+
+        let header = Header::fresh(Kind::Index, (table.len() + TAG_BYTES) as u32)?;
+        let aad = header.to_bytes();
+        let key = ObjectKey::derive(&keys.index, &aad);
+        let mut out = aad.to_vec();
+        let mut position = 0;
+        let mut put = |block: &[u8], out: &mut Vec<u8>| {
+            let from = out.len();
+            out.extend_from_slice(block);
+            key.seal(position, &aad, out, from)?;
+            position += 1;
+            Ok::<_, Error>(())
+        };
+        put(&table, &mut out)?;
+        for block in &pack_blocks {
+            put(block, &mut out)?;
+        }
+        for block in record_blocks {
+            put(&block.iter().flat_map(|r| record_bytes(r)).collect::<Vec<u8>>(), &mut out)?;
+        }
+        Ok((IndexId(*blake3::hash(&out).as_bytes()), out))
+    }
+
+    /// Opens a whole index file; `what` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if anything about it isn't as it must be.
+    pub fn open(keys: &Keys, bytes: &[u8], what: &str) -> Result<Self> {
+        let header = Header::parse(bytes, Kind::Index, what)?;
+        let key = ObjectKey::derive(&keys.index, &header.to_bytes());
+        let mut file = Reader(bytes.get(HEADER_BYTES..).unwrap_or_default());
+        let mut position = 0;
+        let mut block = |sealed_bytes: u32| {
+            let sealed = file.take(sealed_bytes as usize);
+            let mut sealed = sealed.ok_or_else(|| Error::corrupt(what, "it is cut short"))?.to_vec();
+            let ok = key.open(position, &header.to_bytes(), &mut sealed);
+            position += 1;
+            if ok { Ok(sealed) } else { Err(Error::corrupt(what, "a part of it is not authentic")) }
+        };
+        let nonsense = || Error::corrupt(what, "its contents make no sense");
+
+        let table = block(header.first_bytes)?;
+        let (pack_blocks, record_blocks) = parse_table(&table).ok_or_else(nonsense)?;
+        let mut index = Self::default();
+        for sealed_bytes in pack_blocks {
+            let plain = block(sealed_bytes)?;
+            let mut r = Reader(&plain);
+            while !r.0.is_empty() {
+                index.packs.push(take_pack(&mut r).ok_or_else(nonsense)?);
+            }
+        }
+        for sealed_bytes in record_blocks {
+            let plain = block(sealed_bytes)?;
+            let mut r = Reader(&plain);
+            while !r.0.is_empty() {
+                let record = take_record(&mut r).filter(|r| index.holds(r)).ok_or_else(nonsense)?;
+                index.records.push(record);
+            }
+        }
+        if !file.0.is_empty() || !index.records.is_sorted() {
+            return Err(nonsense());
+        }
+        Ok(index)
+    }
+
+    /// Whether a record points into a frame that exists and is long enough.
+    fn holds(&self, record: &Record) -> bool {
+        let frame = self.packs.get(record.pack as usize).and_then(|p| p.frames.get(record.frame as usize));
+        frame.is_some_and(|f| {
+            f.encoding == Encoding::Segment
+                || u64::from(record.offset) + u64::from(record.plain_bytes) <= u64::from(f.plain_bytes)
+        })
+    }
+}
+
+use super::pack::Entry;
+
+fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
+    out.extend_from_slice(&pack.id.0);
+    out.extend_from_slice(&pack.file_bytes.to_le_bytes());
+    out.extend_from_slice(&pack.header.to_bytes());
+    out.extend_from_slice(&(pack.frames.len() as u32).to_le_bytes());
+    for f in &pack.frames {
+        out.extend_from_slice(&f.stored_bytes.to_le_bytes());
+        out.extend_from_slice(&f.plain_bytes.to_le_bytes());
+        out.extend_from_slice(&[f.encoding as u8, 0]);
+        out.extend_from_slice(&(f.bases.len() as u16).to_le_bytes());
+        f.bases.iter().for_each(|base| out.extend_from_slice(&base.0));
+    }
+}
+
+fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
+    let (id, file_bytes) = (PackId(r.id()?), r.u64()?);
+    let header = r.take(HEADER_BYTES)?;
+    let header =
+        Header::parse(header, Kind::DataPack, "").or_else(|_| Header::parse(header, Kind::MetadataPack, "")).ok()?;
+    let mut frames = Vec::new();
+    let mut end = HEADER_BYTES as u64 + u64::from(header.first_bytes);
+    for _ in 0..r.u32()? {
+        let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
+        let encoding = match r.u8()? {
+            0 => Encoding::Raw,
+            1 => Encoding::Zstd,
+            2 => Encoding::Segment,
+            _ => return None,
+        };
+        let sound = r.u8()? == 0 && plain_bytes as usize <= MAX_FRAME_BYTES && stored_bytes as usize >= TAG_BYTES;
+        end += u64::from(stored_bytes);
+        if !sound || end > file_bytes {
+            return None;
+        }
+        let bases = usize::from(r.u16()?);
+        frames.push(IndexedFrame { stored_bytes, plain_bytes, encoding, bases: r.ids(bases)?.into() });
+    }
+    (file_bytes <= MAX_PACK_BYTES).then_some(IndexedPack { id, header, file_bytes, frames })
+}
+
+fn record_bytes(r: &Record) -> [u8; 48] {
+    let mut out = [0; 48];
+    out[..32].copy_from_slice(&r.id.0);
+    out[32..36].copy_from_slice(&r.pack.to_le_bytes());
+    out[36..40].copy_from_slice(&r.frame.to_le_bytes());
+    // A frame has at most 16 MiB, so that a blob in it begins below 2^24.
+    out[40..44].copy_from_slice(&(r.offset | (r.kind as u32) << 24).to_le_bytes());
+    out[44..].copy_from_slice(&r.plain_bytes.to_le_bytes());
+    out
+}
+
+fn take_record(r: &mut Reader<'_>) -> Option<Record> {
+    let (id, pack, frame, place, plain_bytes) = (BlobId(r.id()?), r.u32()?, r.u32()?, r.u32()?, r.u32()?);
+    let kind = BlobType::from_u8((place >> 24) as u8)?;
+    Some(Record { id, pack, frame, offset: place & 0x00ff_ffff, plain_bytes, kind })
+}
+
+/// The sealed lengths of the pack blocks and of the record blocks.
+fn parse_table(table: &[u8]) -> Option<(Vec<u32>, Vec<u32>)> {
+    let mut r = Reader(table);
+    let (packs, records) = (r.u32()? as usize, r.u32()? as usize);
+    if r.0.len() as u64 != packs as u64 * 4 + records as u64 * 36 {
+        return None;
+    }
+    let packs = (0..packs).map(|_| r.u32()).collect::<Option<_>>()?;
+    let records = (0..records).map(|_| r.u32().filter(|_| r.id().is_some())).collect::<Option<_>>()?;
+    Some((packs, records))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pack::{Frame, PackBuilder};
+    use super::*;
+    use crate::crypto::Secret;
+
+    fn index(keys: &Keys) -> Index {
+        let mut index = Index::default();
+        for p in 0..3u8 {
+            let mut builder = PackBuilder::new(if p == 0 { Kind::MetadataPack } else { Kind::DataPack });
+            for f in 0..900u16 {
+                let mut id = [p; 32];
+                id[..2].copy_from_slice(&f.to_be_bytes());
+                let entry = Entry { id: BlobId(id), kind: BlobType::Chunk, plain_bytes: 3 };
+                let entries = vec![entry, Entry { id: BlobId([f as u8; 32]), ..entry }];
+                let bases = if f % 9 == 0 { vec![BlobId([7; 32])] } else { vec![] };
+                builder.push(Frame { encoding: Encoding::Raw, plain_bytes: 6, entries, bases, body: vec![0; 6] });
+            }
+            index.add(&builder.seal(keys).unwrap().info);
+        }
+        index
+    }
+
+    #[test]
+    fn round_trip_and_flips() {
+        let keys = Keys::derive(&Secret([1; 32]));
+        let mut index = index(&keys);
+        let (_, bytes) = index.clone().seal(&keys).unwrap();
+        index.records.sort_unstable();
+        assert_eq!(Index::open(&keys, &bytes, "x").unwrap(), index);
+        for at in (0..bytes.len()).step_by(997).chain(0..64) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert!(Index::open(&keys, &bad, "x").is_err(), "byte {at}");
+        }
+        for cut in [0, 47, 60, bytes.len() / 2, bytes.len() - 1] {
+            assert!(Index::open(&keys, &bytes[..cut], "x").is_err(), "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Compression of frames: zstd with a bounded window and exactly the stated output length.
+//!
+//! The only user of the zstd crate. Contexts are kept per thread: making one costs more than compressing a small
+//! frame with it.
+
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, get_error_name};
+
+/// zstd level used unless the user chooses another.
+pub const DEFAULT_LEVEL: i32 = 3;
+/// Largest window that is decoded: 16 MiB.
+const WINDOW_LOG_MAX: u32 = 24;
+/// Below this many bytes no sample is taken: compressing is cheap.
+const SAMPLE_FROM_BYTES: usize = 64 << 10;
+const SAMPLE_BYTES: usize = 4 << 10;
+
+thread_local! {
+    static ENCODER: RefCell<CCtx<'static>> = RefCell::new(CCtx::create());
+    static DECODER: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+}
+
+/// Compresses `plain`; `None` if that would not save at least a sixty-fourth.
+pub fn compress(plain: &[u8], level: i32) -> Option<Vec<u8>> {
+    if plain.len() < 16 || (plain.len() >= SAMPLE_FROM_BYTES && looks_random(plain)) {
+        return None;
+    }
+    encode(plain, level, None).filter(|out| out.len() < plain.len() - plain.len() / 64)
+}
+
+/// Compresses `plain` against a `prefix` of older bytes that the decoder will have too.
+pub fn compress_delta(plain: &[u8], prefix: &[u8], level: i32) -> Option<Vec<u8>> {
+    encode(plain, level, Some(prefix))
+}
+
+fn encode(plain: &[u8], level: i32, prefix: Option<&[u8]>) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(plain.len()));
+    match prefix {
+        None => ENCODER.with_borrow_mut(|cctx| {
+            cctx.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+            cctx.compress2(&mut out, plain).ok()
+        })?,
+        // A context of its own: the borrow of the prefix must not outlive this call.
+        Some(prefix) => {
+            let mut cctx = CCtx::create();
+            let reach = (prefix.len() + plain.len()).next_power_of_two().trailing_zeros();
+            cctx.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+            cctx.set_parameter(CParameter::WindowLog(reach.clamp(10, WINDOW_LOG_MAX))).ok()?;
+            cctx.ref_prefix(prefix).ok()?;
+            cctx.compress2(&mut out, plain).ok()?
+        }
+    };
+    Some(out)
+}
+
+/// Samples three places: data that doesn't shrink there (media, archives, ciphertext) is stored as it is.
+fn looks_random(plain: &[u8]) -> bool {
+    let last = plain.len() - SAMPLE_BYTES;
+    [0, last / 2, last].iter().all(|&at| {
+        let sample = &plain[at..at + SAMPLE_BYTES];
+        encode(sample, 1, None).is_some_and(|out| out.len() > SAMPLE_BYTES - SAMPLE_BYTES / 32)
+    })
+}
+
+/// Decompresses to exactly `plain_bytes` bytes, with `prefix` if it was compressed against one.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn decompress(stored: &[u8], plain_bytes: usize, prefix: Option<&[u8]>) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(plain_bytes);
+    let run = |dctx: &mut DCtx<'_>, out: &mut Vec<u8>| {
+        dctx.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(get_error_name)?;
+        dctx.decompress(out, stored).map_err(get_error_name)
+    };
+    let got = match prefix {
+        None => DECODER.with_borrow_mut(|dctx| run(dctx, &mut out)),
+        Some(prefix) => {
+            let mut dctx = DCtx::create();
+            dctx.ref_prefix(prefix).map_err(|e| get_error_name(e).to_string())?;
+            run(&mut dctx, &mut out)
+        }
+    };
+    match got {
+        Ok(n) if n == plain_bytes => Ok(out),
+        Ok(n) => Err(format!("it decompresses to {n} bytes where {plain_bytes} are stated")),
+        Err(why) => Err(format!("it can't be decompressed ({why})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_with_and_without_prefix() {
+        let old: Vec<u8> = (0..200_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        assert_eq!(compress(&old, 3), None, "random data is stored as it is");
+        let text = b"SELECT * FROM accounts;\n".repeat(9000);
+        let packed = compress(&text, 3).unwrap();
+        assert_eq!(decompress(&packed, text.len(), None).unwrap(), text);
+        assert!(decompress(&packed, text.len() - 1, None).is_err());
+        assert!(decompress(&packed, text.len() + 1, None).is_err());
+        let mut new = old.clone();
+        new[1000] ^= 1;
+        let delta = compress_delta(&new, &old, 3).unwrap();
+        assert!(delta.len() < 4000, "{}", delta.len());
+        assert_eq!(decompress(&delta, new.len(), Some(&old)).unwrap(), new);
+        assert!(decompress(&delta, new.len(), None).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! Snapshots, forgotten snapshots, and records of condemned packs.
+
+use rayon::prelude::*;
+
+use super::Repository;
+use crate::backend::{Listed, layout};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::format::MAX_CONTROL_BYTES;
+use crate::format::cbor::Time;
+use crate::format::control::{self, Condemned};
+use crate::format::header::Kind;
+use crate::format::snapshot::Snapshot;
+use crate::id::{GcId, PackId, SnapshotId};
+use crate::report::{Problem, Reporter, Severity};
+
+/// A snapshot with its name.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its contents.
+    pub snapshot: Snapshot,
+}
+
+/// An object that could not be read, and why.
+#[derive(Debug)]
+pub struct Lost {
+    /// Its path in the repository.
+    pub path: String,
+    /// What is wrong.
+    pub error: Error,
+}
+
+/// A record of condemned packs with its path and its age by the store's clock.
+#[derive(Debug, Clone)]
+pub struct Condemnation {
+    /// Its path in the repository.
+    pub path: String,
+    /// When the store wrote it, by the store's clock.
+    pub modified: Time,
+    /// Its contents.
+    pub record: Condemned,
+}
+
+impl Repository {
+    fn read_snapshot_at(&self, path: &str) -> Result<Named> {
+        let bytes = self.backend.get(path, MAX_CONTROL_BYTES as u64)?;
+        let hash = SnapshotId(*blake3::hash(&bytes).as_bytes());
+        if path.rsplit('/').next() != Some(&hash.to_string()) {
+            return Err(Error::corrupt(path, "its contents do not have the hash that is its name"));
+        }
+        Ok(Named { id: hash, snapshot: Snapshot::open(&self.keys, &bytes, path)? })
+    }
+
+    fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
+        let listed = self.backend.list(folder)?;
+        let read: Vec<_> = listed.par_iter().map(|l| self.read_snapshot_at(&l.path)).collect();
+        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        for (Listed { path, .. }, read) in listed.into_iter().zip(read) {
+            match read {
+                Ok(named) => found.push(named),
+                // Forgotten since it was listed.
+                Err(Error::Missing { .. }) => {}
+                Err(error) => lost.push(Lost { path, error }),
+            }
+        }
+        found.sort_by_key(|n| (n.snapshot.time, n.snapshot.generation, n.id));
+        Ok((found, lost))
+    }
+
+    /// All snapshots, oldest first, and those that can't be read.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn read_snapshots(&self) -> Result<(Vec<Named>, Vec<Lost>)> {
+        self.read_snapshots_in(layout::SNAPSHOTS)
+    }
+
+    /// All forgotten snapshots that can still be taken back, and those that can't be read.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn read_tombs(&self) -> Result<(Vec<Named>, Vec<Lost>)> {
+        self.read_snapshots_in(layout::TOMBS)
+    }
+
+    /// All readable snapshots, oldest first; the others are reported as damage.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn snapshots(&self, reporter: &Reporter) -> Result<Vec<Named>> {
+        let (found, lost) = self.read_snapshots()?;
+        for Lost { path, error } in lost {
+            reporter.problem(Problem {
+                severity: Severity::Damage,
+                what: path,
+                why: error.to_string(),
+                hint: Some("run `snapshot check`; the other snapshots are not affected".into()),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Stores a snapshot: from here on it exists.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<SnapshotId> {
+        let (id, bytes) = snapshot.seal(&self.keys)?;
+        self.backend.put(&layout::snapshot(id), bytes)?;
+        Ok(id)
+    }
+
+    /// Moves a snapshot from one folder to the other under its name: the copy is durable before the original goes.
+    fn move_snapshot(&self, from: &str, to: &str) -> Result<()> {
+        let bytes = self.backend.get(from, MAX_CONTROL_BYTES as u64)?;
+        self.backend.put(to, bytes)?;
+        self.backend.delete(&[from.to_owned()])
+    }
+
+    /// Forgets a snapshot; it can be taken back until its packs are deleted.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn bury_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.move_snapshot(&layout::snapshot(id), &layout::tomb(id))
+    }
+
+    /// Takes a forgotten snapshot back. The tomb goes last, and must still be there after the snapshot is: a prune
+    /// removes the tombs whose packs it is about to delete before it lists the snapshots for the last time.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a prune was faster.
+    pub fn unbury_snapshot(&self, id: SnapshotId) -> Result<()> {
+        let (tomb, path) = (layout::tomb(id), layout::snapshot(id));
+        let bytes = self.backend.get(&tomb, MAX_CONTROL_BYTES as u64)?;
+        self.backend.put(&path, bytes)?;
+        match self.backend.get(&tomb, MAX_CONTROL_BYTES as u64) {
+            Ok(_) => self.backend.delete(&[tomb]),
+            Err(Error::Missing { .. }) => {
+                self.backend.delete(&[path])?;
+                Err(Error::refused(
+                    format!("snapshot {} can't be taken back: a prune is deleting its data", id.short()),
+                    "its data is gone or about to go",
+                ))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All records of condemned packs. One that can't be read is reported and left out: what no prune can read, no
+    /// prune acts on.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn condemned(&self, reporter: &Reporter) -> Result<Vec<Condemnation>> {
+        let mut out = Vec::new();
+        for Listed { path, modified, .. } in self.backend.list(layout::GC)? {
+            let read = self.backend.get(&path, MAX_CONTROL_BYTES as u64);
+            match read.and_then(|bytes| control::open(&self.keys, Kind::Gc, &bytes, &path)) {
+                Ok(record) => out.push(Condemnation { path, modified, record }),
+                Err(Error::Missing { .. }) => {}
+                Err(e) => reporter.problem(Problem {
+                    severity: Severity::Note,
+                    what: path,
+                    why: format!("{e}; nothing will be deleted on account of it"),
+                    hint: Some("run `snapshot repair index`, which removes it".into()),
+                }),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Records packs as condemned, durably, and marks them in the index in memory.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn condemn(&self, packs: Vec<PackId>, sessions: Vec<String>) -> Result<()> {
+        let record = Condemned { time: clock::now(), packs, sessions };
+        let bytes = control::seal(&self.keys, Kind::Gc, &record)?;
+        self.backend.put(&layout::gc(GcId(*blake3::hash(&bytes).as_bytes())), bytes)?;
+        self.with_index(|index| index.condemn(record.packs));
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! A repository that is open: its keys, its index, its snapshots; reading and writing blobs.
+//!
+//! May depend on `backend`, `index`, `format` and below; knows nothing of files or databases outside.
+
+mod control;
+mod open;
+mod pages;
+mod read;
+mod session;
+mod unlock;
+mod write;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::backend::Backend;
+use crate::crypto::{Keys, Secret};
+use crate::format::config::Config;
+use crate::index::BlobIndex;
+
+pub use control::{Condemnation, Lost, Named};
+pub use pages::Leaf;
+pub use read::FrameReader;
+pub use session::{Running, SessionGuard, host};
+pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
+pub use write::{Claims, GATHER_BYTES, Gather, SINGLE_BYTES, Writer, Written, encode_frame};
+
+/// An open repository.
+pub struct Repository {
+    backend: Arc<dyn Backend>,
+    config: Config,
+    master: Secret,
+    keys: Keys,
+    index: RwLock<BlobIndex>,
+    frames: read::FrameCache,
+}
+
+impl Repository {
+    /// Where objects are kept.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// The repository's parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Keys for hashing and sealing.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The index as loaded. Hold the guard briefly: writers wait for it.
+    pub fn index(&self) -> RwLockReadGuard<'_, BlobIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the index in memory.
+    pub fn with_index<T>(&self, change: impl FnOnce(&mut BlobIndex) -> T) -> T {
+        change(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}

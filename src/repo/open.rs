@@ -1,0 +1,212 @@
+//! Making and opening a repository, and loading its index.
+
+use std::sync::{Arc, RwLock};
+
+use rayon::prelude::*;
+
+use super::read::FrameCache;
+use super::{Repository, unlock};
+use crate::backend::{Backend, layout};
+use crate::crypto::{KdfCost, Keys, Secret};
+use crate::error::{Error, Result};
+use crate::format::config::Config;
+use crate::format::header::HEADER_BYTES;
+use crate::format::index::Index;
+use crate::format::keyslot::Unlock;
+use crate::format::pack::{PackInfo, open_directory, prefix_bytes};
+use crate::format::{MAX_CONFIG_BYTES, MAX_INDEX_BYTES};
+use crate::index::BlobIndex;
+use crate::report::{Problem, Reporter, Severity};
+
+/// Read in one go where a pack's directory is wanted: enough for most.
+const DIRECTORY_GUESS_BYTES: u64 = 16 << 10;
+
+impl Repository {
+    /// Makes a repository with one key slot.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if there is one, or anything else, at that place.
+    pub fn init(backend: Arc<dyn Backend>, unlock: &Unlock, cost: KdfCost, label: &str) -> Result<Self> {
+        let at = backend.describe();
+        if backend.list("")?.iter().any(|l| !l.path.starts_with("tmp/") && !l.path.starts_with(layout::KEYS)) {
+            return Err(Error::Exists { at, what: "a repository, or other files" });
+        }
+        let master = Secret::random()?;
+        let keys = Keys::derive(&master);
+        let config = Config::fresh()?;
+        let bytes = config.to_bytes(&keys)?;
+        // The slot first: a config without a slot would be a repository that nobody can open. A slot that a failed
+        // or beaten init left behind wraps another master key and opens nothing.
+        let slot = unlock::put_slot(&*backend, &master, unlock, cost, label)?;
+        if !backend.put_new(layout::CONFIG, bytes.clone())? {
+            backend.delete(&[format!("{}{slot}", layout::KEYS)])?;
+            return Err(Error::Exists { at, what: "a repository" });
+        }
+        backend.put(layout::CONFIG_COPY, bytes)?;
+        Ok(Self::assemble(backend, config, master, keys))
+    }
+
+    fn assemble(backend: Arc<dyn Backend>, config: Config, master: Secret, keys: Keys) -> Self {
+        Self { backend, config, master, keys, index: RwLock::default(), frames: FrameCache::default() }
+    }
+
+    /// Whether there is a repository.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn exists(backend: &dyn Backend) -> Result<bool> {
+        match backend.get(layout::CONFIG, MAX_CONFIG_BYTES as u64) {
+            Err(Error::Missing { .. }) => Ok(!backend.list(layout::CONFIG_COPY)?.is_empty()),
+            Err(e) => Err(e),
+            Ok(_) => Ok(true),
+        }
+    }
+
+    /// Opens a repository with a secret; `secret` is what it is called in errors. The index is loaded separately.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`], [`Error::WrongKey`], [`Error::Unsupported`], or damage to the config.
+    pub fn open(backend: Arc<dyn Backend>, unlock: &Unlock, secret: &str, reporter: &Reporter) -> Result<Self> {
+        let read = |path: &str| {
+            let bytes = backend.get(path, MAX_CONFIG_BYTES as u64)?;
+            Config::parse(&bytes, path).map(|config| (config, bytes))
+        };
+        let (first, copy) = (read(layout::CONFIG), read(layout::CONFIG_COPY));
+        if matches!((&first, &copy), (Err(Error::Missing { .. }), Err(Error::Missing { .. }))) {
+            return Err(Error::NoRepository { at: backend.describe() });
+        }
+        if let Err(e @ Error::Unsupported { .. }) = first {
+            return Err(e);
+        }
+        let master = unlock::find_master(&*backend, unlock, secret)?;
+        let keys = Keys::derive(&master);
+        let authentic = |read: Result<(Config, Vec<u8>)>, what| {
+            read.and_then(|(config, bytes)| {
+                let ok = Config::is_authentic(&keys, &bytes);
+                if ok {
+                    Ok(config)
+                } else {
+                    Err(Error::corrupt(what, "it was not written with this repository's keys"))
+                }
+            })
+        };
+        let config = match authentic(first, layout::CONFIG) {
+            Ok(config) => config,
+            Err(e) => {
+                let config = authentic(copy, layout::CONFIG_COPY).map_err(|_| e)?;
+                reporter.problem(Problem {
+                    severity: Severity::Note,
+                    what: layout::CONFIG.into(),
+                    why: "it is damaged or missing; its copy was used".into(),
+                    hint: Some("run `snapshot repair index`, which writes it anew".into()),
+                });
+                config
+            }
+        };
+        Ok(Self::assemble(backend, config, master, keys))
+    }
+
+    /// Writes the config and its copy anew where they differ from what was opened.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn repair_config(&self) -> Result<bool> {
+        let bad: Vec<_> = [layout::CONFIG, layout::CONFIG_COPY]
+            .into_iter()
+            .filter(|path| {
+                let bytes = self.backend.get(path, MAX_CONFIG_BYTES as u64).unwrap_or_default();
+                !Config::is_authentic(&self.keys, &bytes)
+            })
+            .collect();
+        let bytes = self.config.to_bytes(&self.keys)?;
+        bad.iter().try_for_each(|path| self.backend.put(path, bytes.clone()))?;
+        Ok(!bad.is_empty())
+    }
+
+    /// Loads all index files and marks condemned packs. An index file that can't be used is reported and skipped, and
+    /// the packs that it may have described are read instead: the index never blocks a restore.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn load_index(&self, reporter: &Reporter) -> Result<()> {
+        let listed = self.backend.list(layout::INDEX)?;
+        let opened: Vec<_> = listed.par_iter().map(|l| self.open_index(&l.path)).collect();
+        let mut index = BlobIndex::default();
+        let mut complete = true;
+        for (listed, opened) in listed.iter().zip(opened) {
+            match opened {
+                Ok(part) => index.add(part),
+                // A prune may have replaced it since it was listed.
+                Err(Error::Missing { .. }) => complete = false,
+                Err(e) => {
+                    complete = false;
+                    reporter.problem(Problem {
+                        severity: Severity::Note,
+                        what: listed.path.clone(),
+                        why: format!("{e}; packs are read instead, which is slower"),
+                        hint: Some("run `snapshot repair index`".into()),
+                    });
+                }
+            }
+        }
+        index.condemn(self.condemned(reporter)?.into_iter().flat_map(|c| c.record.packs));
+        self.with_index(|i| *i = index);
+        if !complete {
+            self.adopt_packs(reporter)?;
+        }
+        Ok(())
+    }
+
+    /// Opens one index file.
+    ///
+    /// # Errors
+    /// When it can't be read, or is damaged.
+    pub fn open_index(&self, path: &str) -> Result<Index> {
+        let bytes = self.backend.get(path, MAX_INDEX_BYTES)?;
+        if path.strip_prefix(layout::INDEX) != Some(&blake3::hash(&bytes).to_string()) {
+            return Err(Error::corrupt(path, "its contents do not have the hash that is its name"));
+        }
+        Index::open(&self.keys, &bytes, path)
+    }
+
+    /// Adds packs that no index file describes, from their own directories, and returns them: what a killed run left,
+    /// or what a lost index described.
+    ///
+    /// # Errors
+    /// When the store can't be listed. Packs that can't be read are reported and left out.
+    pub fn adopt_packs(&self, reporter: &Reporter) -> Result<Vec<PackInfo>> {
+        let mut listed = self.backend.list(layout::DATA_PACKS)?;
+        listed.extend(self.backend.list(layout::METADATA_PACKS)?);
+        listed.retain(|l| layout::parse_pack(&l.path).is_some_and(|(_, id)| !self.index().has_pack(&id)));
+        let opened: Vec<_> = listed.par_iter().map(|l| self.open_pack(&l.path, l.bytes)).collect();
+        let mut adopted = Vec::new();
+        for (listed, opened) in listed.iter().zip(opened) {
+            match opened {
+                Ok(pack) => adopted.push(pack),
+                Err(e) => reporter.warn(Severity::Note, &listed.path, e),
+            }
+        }
+        self.with_index(|index| adopted.iter().for_each(|pack| index.add_pack(pack)));
+        Ok(adopted)
+    }
+
+    /// Reads the directory of a pack.
+    ///
+    /// # Errors
+    /// When it can't be read, or is damaged.
+    pub fn open_pack(&self, path: &str, file_bytes: u64) -> Result<PackInfo> {
+        let (kind, id) = layout::parse_pack(path).ok_or_else(|| Error::corrupt(path, "it has no pack's name"))?;
+        let mut start = self.backend.get_range(path, 0, DIRECTORY_GUESS_BYTES.min(file_bytes))?;
+        if start.len() < HEADER_BYTES {
+            return Err(Error::corrupt(path, "it is cut short"));
+        }
+        let need = prefix_bytes(&start, kind, path)? as u64;
+        if need > file_bytes {
+            return Err(Error::corrupt(path, "it ends within its directory"));
+        }
+        if need > start.len() as u64 {
+            start = self.backend.get_range(path, 0, need)?;
+        }
+        open_directory(&self.keys, id, kind, file_bytes, &start)
+    }
+}

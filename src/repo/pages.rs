@@ -1,0 +1,69 @@
+//! Page maps over the repository: reading a leaf through its patches.
+
+use super::Repository;
+use crate::crypto::BlobType;
+use crate::error::{Error, Result};
+use crate::format::MAX_PATCH_DEPTH;
+use crate::format::pagemap::{PageRef, StoredLeaf};
+use crate::id::BlobId;
+
+/// A leaf of a page map, patches applied.
+#[derive(Clone)]
+pub struct Leaf {
+    /// The leaf as stored last: what a patch builds on.
+    pub stored: StoredLeaf,
+    /// Where each of its pages is.
+    pub pages: Vec<PageRef>,
+}
+
+impl Repository {
+    /// Reads a leaf and everything it patches.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_leaf(&self, id: &BlobId) -> Result<Leaf> {
+        let bad = |id: &BlobId, why: &str| Error::corrupt(format!("page map leaf {id}"), why);
+        let mut chain = Vec::new();
+        let mut next = Some(*id);
+        while let Some(id) = next {
+            if chain.len() > MAX_PATCH_DEPTH {
+                return Err(bad(&id, "it patches a longer chain than allowed"));
+            }
+            let bytes = self.read_blob(&id, BlobType::Map)?;
+            let (stored, changes) = StoredLeaf::decode(&bytes).map_err(|why| bad(&id, &why))?;
+            next = stored.parent;
+            chain.push((stored, changes));
+        }
+        let mut pages: Vec<Option<PageRef>> = Vec::new();
+        for (stored, changes) in chain.iter().rev() {
+            pages.resize(stored.pages as usize, None);
+            for (page, at) in changes {
+                if let Some(entry) = pages.get_mut(usize::from(*page)) {
+                    *entry = Some(*at);
+                }
+            }
+        }
+        let pages = pages.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| bad(id, "a page of it is nowhere"))?;
+        let (stored, _) = chain.into_iter().next().ok_or_else(|| bad(id, "it is empty"))?;
+        Ok(Leaf { stored, pages })
+    }
+
+    /// The stored leaves that a leaf consists of: itself and what it patches.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn leaf_chain(&self, id: &BlobId) -> Result<Vec<BlobId>> {
+        let mut chain = vec![*id];
+        while let Some(last) = chain.last() {
+            let bytes = self.read_blob(last, BlobType::Map)?;
+            let bad = |why: &str| Error::corrupt(format!("page map leaf {last}"), why);
+            let (stored, _) = StoredLeaf::decode(&bytes).map_err(|why| bad(&why))?;
+            match stored.parent {
+                Some(_) if chain.len() > MAX_PATCH_DEPTH => return Err(bad("it patches a longer chain than allowed")),
+                Some(parent) => chain.push(parent),
+                None => break,
+            }
+        }
+        Ok(chain)
+    }
+}

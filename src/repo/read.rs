@@ -1,0 +1,303 @@
+//! Reading blobs: locate, fetch the frame, open it, decode it, verify the blob's id.
+//!
+//! Nothing leaves here that was not authenticated at its pack and whose id was not recomputed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Repository;
+use crate::backend::layout;
+use crate::crypto::{BlobType, ObjectKey};
+use crate::error::{Error, Result};
+use crate::format::MAX_TREE_NODES;
+use crate::format::pack::{Encoding, class_key, frame_aad};
+use crate::format::pagemap::{Inner, Root};
+use crate::format::segment::{Decoded, Encoded};
+use crate::format::tree::{Content, Node, Tree};
+use crate::id::BlobId;
+use crate::index::Place;
+
+/// Decoded frames that are kept, in bytes: trees lie many to a frame.
+const FRAME_CACHE_BYTES: usize = 8 << 20;
+/// Longest chain of segments that lean on each other.
+const MAX_BASE_DEPTH: usize = 16;
+
+#[derive(Default)]
+pub(super) struct FrameCache(Mutex<Cached>);
+
+/// Newest last.
+#[derive(Default)]
+struct Cached {
+    frames: VecDeque<((u32, u32), Arc<Vec<u8>>)>,
+    bytes: usize,
+}
+
+impl FrameCache {
+    fn lock(&self) -> MutexGuard<'_, Cached> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, key: (u32, u32)) -> Option<Arc<Vec<u8>>> {
+        self.lock().frames.iter().rev().find(|(k, _)| *k == key).map(|(_, frame)| frame.clone())
+    }
+
+    fn put(&self, key: (u32, u32), frame: &Arc<Vec<u8>>) {
+        let mut cached = self.lock();
+        cached.bytes += frame.len();
+        cached.frames.push_back((key, frame.clone()));
+        while cached.bytes > FRAME_CACHE_BYTES
+            && let Some((_, old)) = cached.frames.pop_front()
+        {
+            cached.bytes -= old.len();
+        }
+    }
+}
+
+/// What it takes to fetch and open one frame, copied out of the index.
+pub struct FrameReader {
+    what: String,
+    path: String,
+    offset: u64,
+    stored_bytes: u32,
+    position: u32,
+    plain_bytes: u32,
+    encoding: Encoding,
+    header: crate::format::header::Header,
+    bases: Vec<BlobId>,
+}
+
+impl FrameReader {
+    /// The pack's path in the repository.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Where the sealed frame lies in the pack: offset and length in bytes.
+    pub fn range(&self) -> (u64, u64) {
+        (self.offset, u64::from(self.stored_bytes))
+    }
+
+    /// How the frame is encoded.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Opens the sealed frame: what comes out is authentic, and encoded still.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is not authentic.
+    pub fn open(&self, repo: &Repository, mut sealed: Vec<u8>) -> Result<Vec<u8>> {
+        let key = ObjectKey::derive(class_key(&repo.keys, self.header.kind), &self.header.to_bytes());
+        let aad = frame_aad(&self.header, self.encoding, self.plain_bytes);
+        if key.open(self.position, &aad, &mut sealed) {
+            Ok(sealed)
+        } else {
+            Err(Error::corrupt(&self.what, "it is not authentic"))
+        }
+    }
+
+    /// Decodes an opened frame of several blobs. Their ids are not verified: see [`Repository::verify`].
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it can't be decoded, or is a segment.
+    pub fn decode(&self, body: Vec<u8>) -> Result<Vec<u8>> {
+        let plain_bytes = self.plain_bytes as usize;
+        match self.encoding {
+            Encoding::Raw if body.len() == plain_bytes => Ok(body),
+            Encoding::Zstd => {
+                crate::format::zstd::decompress(&body, plain_bytes, None).map_err(|why| Error::corrupt(&self.what, why))
+            }
+            Encoding::Raw => Err(Error::corrupt(&self.what, "its length is not the stated one")),
+            Encoding::Segment => {
+                Err(Error::corrupt(&self.what, "it holds a database segment where a blob is expected"))
+            }
+        }
+    }
+}
+
+impl Repository {
+    /// Where a blob is, or that it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn place(&self, id: &BlobId) -> Result<Place> {
+        self.index().find(id).ok_or_else(|| Error::Missing { what: format!("blob {id}") })
+    }
+
+    /// What it takes to read the frame of a place.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a place that the index doesn't have.
+    pub fn frame_reader(&self, place: Place) -> Result<FrameReader> {
+        let index = self.index();
+        let (pack, frame) = index.frame(place).ok_or_else(|| Error::corrupt("index", "a place points nowhere"))?;
+        Ok(FrameReader {
+            what: format!("frame {} of pack {}", place.frame, pack.id),
+            path: layout::pack(pack.kind(), pack.id),
+            offset: pack.frame_offset(place.frame),
+            stored_bytes: frame.stored_bytes,
+            position: place.frame + 1,
+            plain_bytes: frame.plain_bytes,
+            encoding: frame.encoding,
+            header: pack.header,
+            bases: frame.bases.to_vec(),
+        })
+    }
+
+    /// Fetches and opens the frame of a place.
+    fn fetch(&self, reader: &FrameReader) -> Result<Vec<u8>> {
+        let (offset, len) = reader.range();
+        reader.open(self, self.backend.get_range(&reader.path, offset, len)?)
+    }
+
+    /// Cuts a blob out of its decoded frame and verifies it.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the bytes are not those that the id stands for.
+    pub fn verify<'f>(&self, id: &BlobId, place: Place, frame: &'f [u8]) -> Result<&'f [u8]> {
+        let from = place.offset as usize;
+        let blob = frame.get(from..from + place.plain_bytes as usize);
+        blob.filter(|blob| self.keys.blob_id(place.kind, blob) == *id)
+            .ok_or_else(|| Error::corrupt(format!("blob {id}"), "its bytes are not those that its id stands for"))
+    }
+
+    /// Reads a blob that is not a segment. If its first place is damaged, the others are tried.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_blob(&self, id: &BlobId, kind: BlobType) -> Result<Vec<u8>> {
+        self.try_places(id, |place| {
+            if place.kind != kind {
+                return Err(Error::corrupt(format!("blob {id}"), "it is not of the type expected"));
+            }
+            let key = (place.pack, place.frame);
+            let frame = match self.frames.get(key) {
+                Some(frame) => frame,
+                None => {
+                    let reader = self.frame_reader(place)?;
+                    let frame = Arc::new(reader.decode(self.fetch(&reader)?)?);
+                    self.frames.put(key, &frame);
+                    frame
+                }
+            };
+            self.verify(id, place, &frame).map(<[u8]>::to_vec)
+        })
+    }
+
+    fn try_places<T>(&self, id: &BlobId, read: impl Fn(Place) -> Result<T>) -> Result<T> {
+        let places: Vec<_> = self.index().places(id).collect();
+        let mut first_error = None;
+        for place in places {
+            match read(place) {
+                Ok(value) => return Ok(value),
+                Err(e) => first_error = first_error.or(Some(e)),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
+    }
+
+    /// Reads and verifies the pages of a segment.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_segment(&self, id: &BlobId) -> Result<Decoded> {
+        self.segment_at_depth(id, 0)
+    }
+
+    fn segment_at_depth(&self, id: &BlobId, depth: usize) -> Result<Decoded> {
+        self.try_places(id, |place| {
+            let reader = self.frame_reader(place)?;
+            self.decode_segment(id, &reader, &self.fetch(&reader)?, depth)
+        })
+    }
+
+    /// Decodes the opened frame of a segment, with the segments that it leans on.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn decode_segment(&self, id: &BlobId, reader: &FrameReader, body: &[u8], depth: usize) -> Result<Decoded> {
+        let bad = |why: String| Error::corrupt(format!("segment {id}"), why);
+        if reader.encoding != Encoding::Segment {
+            return Err(bad("it is not of the type expected".into()));
+        }
+        let encoded = Encoded::parse(body).map_err(bad)?;
+        if depth > MAX_BASE_DEPTH {
+            return Err(bad("too many segments lean on each other".into()));
+        }
+        let bases =
+            reader.bases.iter().map(|base| self.segment_at_depth(base, depth + 1)).collect::<Result<Vec<_>>>()?;
+        let mut base_pages = Vec::new();
+        for (base, slot) in encoded.bases.iter().flatten() {
+            let page = bases.get(usize::from(*base)).and_then(|b| b.page(usize::from(*slot)));
+            base_pages
+                .extend_from_slice(page.ok_or_else(|| bad("an older page that it leans on is not there".into()))?);
+        }
+        encoded.decode(&self.keys, *id, &base_pages).map_err(bad)
+    }
+
+    /// Reads all nodes of a directory, in order.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_tree(&self, id: &BlobId) -> Result<Vec<Node>> {
+        let read = |id: &BlobId| {
+            let bytes = self.read_blob(id, BlobType::Tree)?;
+            Tree::decode(&bytes).map_err(|why| Error::corrupt(format!("tree {id}"), why))
+        };
+        let tree = read(id)?;
+        let Some(parts) = tree.parts else { return Ok(tree.nodes) };
+        let mut nodes: Vec<Node> = Vec::new();
+        for part in &parts {
+            let tree = read(part)?;
+            let in_order = nodes.last().zip(tree.nodes.first()).is_none_or(|(a, b)| a.name < b.name);
+            if tree.parts.is_some() || !in_order || nodes.len() > MAX_TREE_NODES * 256 {
+                return Err(Error::corrupt(format!("tree {id}"), "its parts don't fit together"));
+            }
+            nodes.extend(tree.nodes);
+        }
+        Ok(nodes)
+    }
+
+    /// The chunks of a file, in order.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn chunks(&self, content: &Content) -> Result<Vec<BlobId>> {
+        let mut ids = content.ids().ok_or_else(|| Error::corrupt("a file's content", "it is no list of ids"))?;
+        for _ in 0..content.level {
+            let mut below = Vec::new();
+            for list in &ids {
+                let bytes = self.read_blob(list, BlobType::List)?;
+                let more = crate::format::tree::split_ids(&bytes);
+                below.extend(more.ok_or_else(|| Error::corrupt(format!("list {list}"), "it is no list of ids"))?);
+            }
+            ids = below;
+        }
+        Ok(ids)
+    }
+
+    /// Reads the root of a page map, and the ids of its leaves, in order.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_map(&self, id: &BlobId) -> Result<(Root, Vec<BlobId>)> {
+        let bad = |id: &BlobId, why: String| Error::corrupt(format!("page map {id}"), why);
+        let root = Root::decode(&self.read_blob(id, BlobType::Map)?).map_err(|why| bad(id, why))?;
+        let mut level = crate::format::tree::split_ids(&root.children).unwrap_or_default();
+        for _ in 0..root.height {
+            let mut below = Vec::new();
+            for node in &level {
+                below.extend(Inner::decode(&self.read_blob(node, BlobType::Map)?).map_err(|why| bad(node, why))?);
+                if below.len() > root.leaves() {
+                    return Err(bad(id, "it has more leaves than pages".into()));
+                }
+            }
+            level = below;
+        }
+        if level.len() == root.leaves() {
+            Ok((root, level))
+        } else {
+            Err(bad(id, "its leaves are not as many as its pages need".into()))
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Writing blobs: small ones are gathered into frames, frames into packs, packs are sealed and stored by two threads
+//! while more are gathered, and at the end an index file describes them all.
+//!
+//! Order: packs, then the index; a snapshot is the caller's and comes after. Each is durable before the next.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::Repository;
+use crate::backend::layout;
+use crate::crypto::BlobType;
+use crate::error::{Error, Result};
+use crate::format::header::Kind;
+use crate::format::index::Index;
+use crate::format::pack::{Encoding, Entry, Frame, PackBuilder, PackInfo};
+use crate::format::zstd;
+use crate::id::BlobId;
+
+/// Threads that seal and store packs. Each holds one pack of up to 24 MiB, and one is being gathered.
+const UPLOADERS: usize = 2;
+/// Small blobs are gathered into frames of about this size, in bytes.
+pub const GATHER_BYTES: usize = 256 << 10;
+/// Blobs from this size have a frame of their own, in bytes.
+pub const SINGLE_BYTES: usize = 64 << 10;
+
+/// Gathers small blobs into one frame.
+#[derive(Default)]
+pub struct Gather {
+    entries: Vec<Entry>,
+    plain: Vec<u8>,
+}
+
+impl Gather {
+    /// Adds a blob.
+    pub fn push(&mut self, id: BlobId, kind: BlobType, plain: &[u8]) {
+        self.entries.push(Entry { id, kind, plain_bytes: plain.len() as u32 });
+        self.plain.extend_from_slice(plain);
+    }
+
+    /// Whether the frame should be made now.
+    pub fn is_full(&self) -> bool {
+        self.plain.len() >= GATHER_BYTES
+    }
+
+    /// Makes the frame, if anything was gathered.
+    pub fn take(&mut self, level: i32) -> Option<Frame> {
+        let (entries, plain) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.plain));
+        (!entries.is_empty()).then(|| encode_frame(entries, plain, level))
+    }
+}
+
+/// Compresses blobs into a frame.
+pub fn encode_frame(entries: Vec<Entry>, plain: Vec<u8>, level: i32) -> Frame {
+    let plain_bytes = plain.len() as u32;
+    let (encoding, body) = match zstd::compress(&plain, level) {
+        Some(packed) => (Encoding::Zstd, packed),
+        None => (Encoding::Raw, plain),
+    };
+    Frame { encoding, plain_bytes, entries, bases: Vec::new(), body }
+}
+
+/// What a writer stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Written {
+    /// Packs.
+    pub packs: u64,
+    /// Bytes of packs and index.
+    pub stored_bytes: u64,
+    /// Bytes of plaintext in them.
+    pub plain_bytes: u64,
+}
+
+/// Which blobs this run has taken on itself to store. Shared by all threads that hash.
+#[derive(Clone)]
+pub struct Claims {
+    repo: Arc<Repository>,
+    claimed: Arc<Mutex<HashSet<BlobId>>>,
+}
+
+impl Claims {
+    /// Whether the caller must store the blob: nobody has it, and no one else in this run claimed it first.
+    pub fn claim(&self, id: BlobId) -> bool {
+        !self.repo.index().is_usable(&id) && self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
+    }
+}
+
+/// Stores blobs.
+pub struct Writer {
+    repo: Arc<Repository>,
+    claims: Claims,
+    level: i32,
+    data: PackBuilder,
+    metadata: PackBuilder,
+    small: Gather,
+    packs: Option<Sender<PackBuilder>>,
+    uploaders: Vec<JoinHandle<Result<Vec<PackInfo>>>>,
+    plain_bytes: u64,
+}
+
+impl Writer {
+    /// A writer that compresses at the given zstd level.
+    pub fn new(repo: &Arc<Repository>, level: i32) -> Self {
+        let (send, receive) = bounded::<PackBuilder>(0);
+        let uploaders = (0..UPLOADERS)
+            .map(|_| {
+                let (repo, receive) = (repo.clone(), receive.clone());
+                std::thread::spawn(move || upload(&repo, &receive))
+            })
+            .collect();
+        Self {
+            repo: repo.clone(),
+            claims: Claims { repo: repo.clone(), claimed: Arc::default() },
+            level,
+            data: PackBuilder::new(Kind::DataPack),
+            metadata: PackBuilder::new(Kind::MetadataPack),
+            small: Gather::default(),
+            packs: Some(send),
+            uploaders,
+            plain_bytes: 0,
+        }
+    }
+
+    /// Decides who stores a blob.
+    pub fn claims(&self) -> Claims {
+        self.claims.clone()
+    }
+
+    /// Stores a metadata blob unless it is there, and returns its id.
+    ///
+    /// # Errors
+    /// When storing a pack failed.
+    pub fn put(&mut self, kind: BlobType, plain: &[u8]) -> Result<BlobId> {
+        let id = self.repo.keys.blob_id(kind, plain);
+        if self.claims.claim(id) {
+            self.small.push(id, kind, plain);
+            if self.small.is_full() {
+                self.flush_small()?;
+            }
+        }
+        Ok(id)
+    }
+
+    fn flush_small(&mut self) -> Result<()> {
+        match self.small.take(self.level) {
+            Some(frame) => self.put_frame(frame),
+            None => Ok(()),
+        }
+    }
+
+    /// Stores a frame of blobs that the caller has claimed.
+    ///
+    /// # Errors
+    /// When storing a pack failed.
+    pub fn put_frame(&mut self, frame: Frame) -> Result<()> {
+        self.plain_bytes += u64::from(frame.plain_bytes);
+        let is_data = frame.entries.first().is_some_and(|e| e.kind.is_data());
+        let builder = if is_data { &mut self.data } else { &mut self.metadata };
+        builder.push(frame);
+        if builder.is_full() {
+            let kind = if is_data { Kind::DataPack } else { Kind::MetadataPack };
+            let full = std::mem::replace(builder, PackBuilder::new(kind));
+            self.send(full)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, pack: PackBuilder) -> Result<()> {
+        let sent = self.packs.as_ref().is_some_and(|packs| packs.send(pack).is_ok());
+        if sent { Ok(()) } else { Err(self.join().err().unwrap_or(Error::Interrupted)) }
+    }
+
+    fn join(&mut self) -> Result<Vec<PackInfo>> {
+        self.packs = None;
+        let mut packs = Vec::new();
+        let mut failed = None;
+        for uploader in self.uploaders.drain(..) {
+            match uploader.join() {
+                Ok(Ok(stored)) => packs.extend(stored),
+                Ok(Err(e)) => failed = failed.or(Some(e)),
+                Err(_) => {
+                    failed =
+                        failed.or_else(|| Some(Error::refused("a thread that stores packs failed", "report this")));
+                }
+            }
+        }
+        failed.map_or(Ok(packs), Err)
+    }
+
+    /// Stores what is left and an index of everything stored, of `adopted` packs too, and adds it all to the index in
+    /// memory.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn finish(mut self, adopted: Vec<PackInfo>) -> Result<Written> {
+        self.flush_small()?;
+        for kind in [Kind::DataPack, Kind::MetadataPack] {
+            let builder = if kind == Kind::DataPack { &mut self.data } else { &mut self.metadata };
+            let last = std::mem::replace(builder, PackBuilder::new(kind));
+            if !last.is_empty() {
+                self.send(last)?;
+            }
+        }
+        let mut packs = self.join()?;
+        let mut written = Written {
+            packs: packs.len() as u64,
+            stored_bytes: packs.iter().map(|p| p.file_bytes).sum(),
+            plain_bytes: self.plain_bytes,
+        };
+        packs.extend(adopted);
+        if packs.is_empty() {
+            return Ok(written);
+        }
+        let mut index = Index::default();
+        packs.iter().for_each(|pack| index.add(pack));
+        written.stored_bytes += self.repo.put_index(index.clone())?;
+        self.repo.with_index(|all| all.add(index));
+        Ok(written)
+    }
+}
+
+/// Seals and stores packs until there are no more.
+fn upload(repo: &Repository, packs: &Receiver<PackBuilder>) -> Result<Vec<PackInfo>> {
+    let mut stored = Vec::new();
+    for pack in packs {
+        let sealed = pack.seal(&repo.keys)?;
+        repo.backend.put(&layout::pack(sealed.info.header.kind, sealed.info.id), sealed.bytes)?;
+        stored.push(sealed.info);
+    }
+    Ok(stored)
+}
+
+impl Repository {
+    /// Stores an index file and returns its length in bytes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put_index(&self, index: Index) -> Result<u64> {
+        let (id, bytes) = index.seal(&self.keys)?;
+        let len = bytes.len() as u64;
+        self.backend.put(&layout::index(id), bytes)?;
+        Ok(len)
+    }
+}
