@@ -14,3 +14,4 @@ pub mod index;
 pub mod job;
 pub mod repo;
 pub mod report;
+pub mod source;

@@ -48,6 +48,8 @@ pub trait Sink: Send + Sync {
 pub struct Progress {
     /// Bytes handled so far.
     pub bytes: AtomicU64,
+    /// Bytes really read: those of unchanged files are handled without.
+    pub bytes_read: AtomicU64,
     /// Bytes to handle in all; 0 while unknown.
     pub bytes_total: AtomicU64,
     /// Files handled so far.
@@ -103,6 +105,12 @@ impl Reporter {
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.progress.files.fetch_add(files, Ordering::Relaxed);
         self.sink.progress(&self.progress);
+    }
+
+    /// Counts bytes and files as read and handled.
+    pub fn advance_read(&self, bytes: u64, files: u64) {
+        self.progress.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        self.advance(bytes, files);
     }
 
     /// Names what is being handled.

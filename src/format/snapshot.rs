@@ -100,6 +100,9 @@ pub struct Snapshot {
     /// Names of the groups.
     #[n(11)]
     pub groups: Vec<Owner>,
+    /// When it was really begun, where `time` may have been given by the user.
+    #[n(12)]
+    pub started: Time,
 }
 
 impl Snapshot {

@@ -136,6 +136,9 @@ pub struct Database {
     /// Whether the file was in WAL mode.
     #[n(4)]
     pub wal_mode: bool,
+    /// Length of the main file at the capture, in bytes: that of the database unless pages came from the WAL.
+    #[n(5)]
+    pub file_bytes: u64,
 }
 
 /// One name in a directory.

@@ -1,1 +1,3 @@
 //! What the commands do. Jobs may use `repo`, `source` and below, never each other, and never the terminal.
+
+pub mod create;

@@ -66,4 +66,23 @@ impl Repository {
         }
         Ok(chain)
     }
+
+    /// Whether every blob that a page map consists of may be relied on, its segments included.
+    pub fn is_map_usable(&self, root: &BlobId) -> bool {
+        let usable = |id: &BlobId| self.index().is_usable(id);
+        // Inner nodes exist above 256 leaves only; reading the map has read them.
+        let Ok((_, leaves)) = self.read_map(root) else { return false };
+        let leaf_is_usable = |id: &BlobId| {
+            let Ok(chain) = self.leaf_chain(id) else { return false };
+            let Ok(leaf) = self.read_leaf(id) else { return false };
+            let index = self.index();
+            let mut last = None;
+            chain.iter().all(|id| index.is_usable(id))
+                && leaf.pages.iter().all(|page| {
+                    let known = last.replace(page.segment) == Some(page.segment);
+                    known || index.is_usable(&page.segment)
+                })
+        };
+        usable(root) && leaves.iter().all(leaf_is_usable)
+    }
 }

@@ -98,16 +98,26 @@ pub struct Writer {
     packs: Option<Sender<PackBuilder>>,
     uploaders: Vec<JoinHandle<Result<Vec<PackInfo>>>>,
     plain_bytes: u64,
+    is_dry: bool,
 }
 
 impl Writer {
     /// A writer that compresses at the given zstd level.
     pub fn new(repo: &Arc<Repository>, level: i32) -> Self {
+        Self::start(repo, level, false)
+    }
+
+    /// A writer that does all the work and stores nothing.
+    pub fn dry(repo: &Arc<Repository>, level: i32) -> Self {
+        Self::start(repo, level, true)
+    }
+
+    fn start(repo: &Arc<Repository>, level: i32, is_dry: bool) -> Self {
         let (send, receive) = bounded::<PackBuilder>(0);
         let uploaders = (0..UPLOADERS)
             .map(|_| {
                 let (repo, receive) = (repo.clone(), receive.clone());
-                std::thread::spawn(move || upload(&repo, &receive))
+                std::thread::spawn(move || upload(&repo, &receive, is_dry))
             })
             .collect();
         Self {
@@ -120,6 +130,7 @@ impl Writer {
             packs: Some(send),
             uploaders,
             plain_bytes: 0,
+            is_dry,
         }
     }
 
@@ -189,12 +200,11 @@ impl Writer {
         failed.map_or(Ok(packs), Err)
     }
 
-    /// Stores what is left and an index of everything stored, of `adopted` packs too, and adds it all to the index in
-    /// memory.
+    /// Stores what is left and an index of everything stored, and adds it to the index in memory.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn finish(mut self, adopted: Vec<PackInfo>) -> Result<Written> {
+    pub fn finish(mut self) -> Result<Written> {
         self.flush_small()?;
         for kind in [Kind::DataPack, Kind::MetadataPack] {
             let builder = if kind == Kind::DataPack { &mut self.data } else { &mut self.metadata };
@@ -203,36 +213,48 @@ impl Writer {
                 self.send(last)?;
             }
         }
-        let mut packs = self.join()?;
+        let packs = self.join()?;
         let mut written = Written {
             packs: packs.len() as u64,
             stored_bytes: packs.iter().map(|p| p.file_bytes).sum(),
             plain_bytes: self.plain_bytes,
         };
-        packs.extend(adopted);
-        if packs.is_empty() {
-            return Ok(written);
+        if !self.is_dry {
+            written.stored_bytes += self.repo.index_packs(&packs)?;
         }
-        let mut index = Index::default();
-        packs.iter().for_each(|pack| index.add(pack));
-        written.stored_bytes += self.repo.put_index(index.clone())?;
-        self.repo.with_index(|all| all.add(index));
         Ok(written)
     }
 }
 
 /// Seals and stores packs until there are no more.
-fn upload(repo: &Repository, packs: &Receiver<PackBuilder>) -> Result<Vec<PackInfo>> {
+fn upload(repo: &Repository, packs: &Receiver<PackBuilder>, is_dry: bool) -> Result<Vec<PackInfo>> {
     let mut stored = Vec::new();
     for pack in packs {
         let sealed = pack.seal(&repo.keys)?;
-        repo.backend.put(&layout::pack(sealed.info.header.kind, sealed.info.id), sealed.bytes)?;
+        if !is_dry {
+            repo.backend.put(&layout::pack(sealed.info.header.kind, sealed.info.id), sealed.bytes)?;
+        }
         stored.push(sealed.info);
     }
     Ok(stored)
 }
 
 impl Repository {
+    /// Stores an index of packs that none describes yet, and returns its length in bytes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn index_packs(&self, packs: &[PackInfo]) -> Result<u64> {
+        if packs.is_empty() {
+            return Ok(0);
+        }
+        let mut index = Index::default();
+        packs.iter().for_each(|pack| index.add(pack));
+        let bytes = self.put_index(index.clone())?;
+        self.with_index(|all| all.add(index));
+        Ok(bytes)
+    }
+
     /// Stores an index file and returns its length in bytes.
     ///
     /// # Errors

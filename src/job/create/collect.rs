@@ -1,0 +1,180 @@
+//! The collecting end of a create: nodes become trees, frames go to the writer.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::pipeline::{Collector, Event, Outcome, Ticket};
+use crate::crypto::BlobType;
+use crate::error::{Error, Result};
+use crate::format::cbor;
+use crate::format::snapshot::Counts;
+use crate::format::tree::{Content, Node, NodeKind, Tree, split};
+use crate::id::BlobId;
+use crate::repo::Writer;
+
+/// Ids that stand in the node itself; more go to lists.
+const INLINE_IDS: usize = 64;
+/// A list is cut after an id whose first two bytes are below 32 of 65,536, that is about every 2,048 …
+const LIST_CUT_BELOW: u16 = 32;
+/// … and always at this many ids.
+const LIST_MAX_IDS: usize = 8192;
+
+/// What was collected.
+pub struct Collected {
+    /// The root directory.
+    pub tree: BlobId,
+    /// How many nodes of each kind, and their length.
+    pub counts: Counts,
+}
+
+struct Collecting<'a> {
+    ends: &'a Collector,
+    writer: &'a mut Writer,
+    /// The directories that are open, the root first.
+    open: Vec<(Node, Vec<Node>)>,
+    batch: VecDeque<Option<Node>>,
+    chunks: Vec<BlobId>,
+    /// The first node of each group of hard links.
+    links: HashMap<u64, Node>,
+    counts: Counts,
+    root: Option<BlobId>,
+}
+
+/// Collects until the walk ends. Fails if it ended early.
+///
+/// # Errors
+/// When storing has failed, or another stage ended early.
+pub fn collect(ends: &Collector, writer: &mut Writer) -> Result<Collected> {
+    let mut collecting = Collecting {
+        ends,
+        writer,
+        open: Vec::new(),
+        batch: VecDeque::new(),
+        chunks: Vec::new(),
+        links: HashMap::new(),
+        counts: Counts::default(),
+        root: None,
+    };
+    for event in &ends.events {
+        collecting.event(event)?;
+    }
+    // Without the root's end the walk was cut off; its own error says why.
+    let tree = collecting.root.ok_or(Error::Interrupted)?;
+    Ok(Collected { tree, counts: collecting.counts })
+}
+
+impl Collecting<'_> {
+    fn event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Enter(node) => self.open.push((*node, Vec::new())),
+            Event::Leave => self.leave()?,
+            Event::Node(node) => self.add(*node),
+            Event::Small => {
+                if let Some(node) = self.next_small()? {
+                    self.add(node);
+                }
+            }
+            Event::Link(node) => {
+                let first = node.hard_link.and_then(|group| self.links.get(&group));
+                if let Some(first) = first {
+                    let Node { content, extents, database, unverified, size, kind, .. } = first.clone();
+                    self.add(Node { content, extents, database, unverified, size, kind, ..*node });
+                }
+            }
+            Event::Chunk(ticket) => {
+                let id = self.redeem(&ticket)?.id.ok_or(Error::Interrupted)?;
+                self.chunks.push(id);
+            }
+            Event::Large(mut node) => {
+                let ids = std::mem::take(&mut self.chunks);
+                node.content = Some(store_content(self.writer, ids)?);
+                self.add(*node);
+            }
+            Event::Abandon => self.chunks.clear(),
+            Event::Segment(ticket) => drop(self.redeem(&ticket)?),
+            Event::Map(id, bytes) => {
+                let stored = self.writer.put(BlobType::Map, &bytes)?;
+                debug_assert_eq!(stored, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn redeem(&mut self, ticket: &Ticket) -> Result<Outcome> {
+        let mut outcome = self.ends.redeem(ticket)?;
+        for frame in outcome.frames.drain(..) {
+            self.writer.put_frame(frame)?;
+        }
+        Ok(outcome)
+    }
+
+    fn next_small(&mut self) -> Result<Option<Node>> {
+        if self.batch.is_empty() {
+            let ticket = self.ends.batches.recv().map_err(|_| Error::Interrupted)?;
+            self.batch = self.redeem(&ticket)?.nodes.into();
+        }
+        self.batch.pop_front().ok_or(Error::Interrupted)
+    }
+
+    fn add(&mut self, node: Node) {
+        let counts = &mut self.counts;
+        match node.kind {
+            NodeKind::File => counts.files += 1,
+            NodeKind::Directory => counts.directories += 1,
+            NodeKind::Database => counts.databases += 1,
+            _ => counts.others += 1,
+        }
+        counts.bytes += node.size.unwrap_or(0);
+        counts.unverified += u64::from(node.unverified.is_some());
+        if let Some(group) = node.hard_link {
+            self.links.entry(group).or_insert_with(|| node.clone());
+        }
+        if let Some((_, nodes)) = self.open.last_mut() {
+            nodes.push(node);
+        }
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        let Some((mut directory, mut nodes)) = self.open.pop() else { return Ok(()) };
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let tree = store_tree(self.writer, nodes)?;
+        if self.open.is_empty() {
+            self.root = Some(tree);
+        } else {
+            directory.tree = Some(tree);
+            self.add(directory);
+        }
+        Ok(())
+    }
+}
+
+fn store_tree(writer: &mut Writer, nodes: Vec<Node>) -> Result<BlobId> {
+    let mut ids = Vec::new();
+    for nodes in split(nodes) {
+        ids.push(writer.put(BlobType::Tree, &cbor::encode(&Tree { nodes, parts: None }))?);
+    }
+    match ids[..] {
+        [only] => Ok(only),
+        _ => writer.put(BlobType::Tree, &cbor::encode(&Tree { nodes: Vec::new(), parts: Some(ids) })),
+    }
+}
+
+fn store_content(writer: &mut Writer, mut ids: Vec<BlobId>) -> Result<Content> {
+    let mut level = 0;
+    while ids.len() > INLINE_IDS {
+        let mut lists = Vec::new();
+        let mut list = Vec::new();
+        for id in ids {
+            list.extend_from_slice(&id.0);
+            let cut_here = u16::from_le_bytes([id.0[0], id.0[1]]) < LIST_CUT_BELOW;
+            if cut_here || list.len() == LIST_MAX_IDS * 32 {
+                lists.push(writer.put(BlobType::List, &std::mem::take(&mut list))?);
+            }
+        }
+        if !list.is_empty() {
+            lists.push(writer.put(BlobType::List, &list)?);
+        }
+        ids = lists;
+        level += 1;
+    }
+    Ok(Content::new(level, &ids))
+}

@@ -1,0 +1,193 @@
+//! Databases within a create: recognising them, skipping unchanged ones, capturing the others.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use super::RACY_SECS;
+use super::pipeline::{Event, Work};
+use super::walk::{Entry, Walker};
+use crate::clock;
+use crate::error::Result;
+use crate::format::cbor::Time;
+use crate::format::tree::{Database as Record, Node, NodeKind, WalStamp};
+use crate::id::BlobId;
+use crate::report::{Problem, Severity};
+use crate::source::capture::{Captured, NewSegment, Sink, Stop, capture};
+use crate::source::spool::Spool;
+use crate::source::sqlite::{Database, HEADER_BYTES, Header, Refusal, SIDECARS, has_magic, wal_stamp};
+use crate::source::stat;
+
+/// Smallest page size, and so a divisor of every database's length.
+const SMALLEST_PAGE_BYTES: u64 = 512;
+/// A database that keeps changing while nobody seems to use it is tried this often, then read under a lock.
+const QUIET_TRIES: usize = 2;
+/// A capture under a lock fails only where the log was restarted meanwhile, which can't happen twice in a row.
+const HELD_TRIES: usize = 3;
+
+/// The name of the database that a sidecar's name belongs to.
+pub fn sidecar_owner(name: &[u8]) -> Option<&[u8]> {
+    SIDECARS.iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()))
+}
+
+/// Sends what a capture finds down the pipeline.
+struct Feeding<'w, 'a> {
+    walker: &'w mut Walker<'a>,
+}
+
+impl Sink for Feeding<'_, '_> {
+    fn segment(&mut self, segment: NewSegment) -> Result<()> {
+        if self.walker.claims.claim(segment.id) {
+            let work = Work::Segment(segment.id, segment.page_bytes, segment.pages);
+            let ticket = self.walker.feeder.submit(work)?;
+            self.walker.feeder.event(Event::Segment(ticket))?;
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, id: BlobId, bytes: Vec<u8>) -> Result<()> {
+        Ok(self.walker.feeder.event(Event::Map(id, bytes))?)
+    }
+}
+
+impl Walker<'_> {
+    /// Handles an entry if it is a database, and says whether it was captured. One that can't be captured is left to
+    /// be stored as a plain file with its sidecars, and reported.
+    pub(super) fn database(&mut self, entry: &mut Entry, older: Option<&Node>) -> Result<bool> {
+        let size = entry.meta.size();
+        let can_be = entry.node.kind == NodeKind::File
+            && size >= SMALLEST_PAGE_BYTES
+            && size.is_multiple_of(SMALLEST_PAGE_BYTES);
+        if !can_be || entry.is_link {
+            return Ok(false);
+        }
+        let older_record = older.and_then(|node| node.database.as_ref());
+        if let (Some(older), Some(record)) = (older, older_record)
+            && self.is_unchanged_database(entry, older, record)
+        {
+            self.reporter.advance(older.size.unwrap_or(0), 1);
+            let (size, database) = (older.size, older.database.clone());
+            let xattrs = older.xattrs.clone();
+            let node = Node { kind: NodeKind::Database, size, database, xattrs, ..entry.node.clone() };
+            self.feeder.event(Event::Node(Box::new(node)))?;
+            return Ok(true);
+        }
+        if older.is_some_and(|o| o.kind == NodeKind::File && o.unverified.is_none() && same_stat(o, &entry.node)) {
+            return Ok(false);
+        }
+        let mut start = [0; HEADER_BYTES];
+        let begins = |start: &mut [u8]| File::open(&entry.path).and_then(|f| f.read_exact_at(start, 0));
+        if begins(&mut start).is_err() || !has_magic(&start) {
+            return Ok(false);
+        }
+        self.reporter.current(|| entry.path.display().to_string());
+        let outcome = match Header::parse(&start) {
+            Ok(_) => self.capture(entry, older_record),
+            Err(why) => Err(Stop::Refused(Refusal::NotADatabase(why.into()))),
+        };
+        match outcome {
+            Ok((captured, record)) => {
+                let mut node = entry.node.clone();
+                self.add_xattrs(&entry.path, &mut node);
+                (node.kind, node.size, node.database) = (NodeKind::Database, Some(captured.bytes), Some(record));
+                self.reporter.advance(0, 1);
+                self.feeder.event(Event::Node(Box::new(node)))?;
+                Ok(true)
+            }
+            Err(Stop::Failed(e)) => Err(e),
+            Err(Stop::Refused(refusal)) => {
+                entry.node.unverified = Some(self.store_plain(entry, &refusal));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reports why a database is stored as a plain file.
+    fn store_plain(&self, entry: &Entry, refusal: &Refusal) -> String {
+        let (severity, why) = match refusal {
+            Refusal::NotADatabase(why) => (Severity::Note, why),
+            Refusal::Busy(why) => (Severity::Source, why),
+        };
+        let why = format!("stored as a plain file, unverified: {why}");
+        self.reporter.problem(Problem {
+            severity,
+            what: entry.path.display().to_string(),
+            why: why.clone(),
+            hint: (severity == Severity::Source).then(|| "run again when its application is idle".into()),
+        });
+        why
+    }
+
+    fn capture(&mut self, entry: &Entry, older: Option<&Record>) -> Result<(Captured, Record), Stop> {
+        let quiet_tries = if stat::is_local(&entry.path) { QUIET_TRIES } else { 0 };
+        let mut last = Refusal::Busy("it changes all the time".into());
+        for attempt in 0..quiet_tries + HELD_TRIES {
+            let captured = clock::now();
+            let db = if attempt < quiet_tries {
+                match Database::quiet(&entry.path)? {
+                    Some(db) => db,
+                    None => continue,
+                }
+            } else {
+                Database::held(&entry.path, &self.options.helper, self.options.max_lock)?
+            };
+            let mut record = Record {
+                map: BlobId([0; 32]),
+                captured,
+                device: entry.meta.dev(),
+                wal: db.log_stamp().cloned(),
+                wal_mode: db.header().wal_mode,
+                file_bytes: db.main_bytes(),
+            };
+            let mut spool = Spool::new(self.options.spool_dir.clone());
+            let (repo, reporter) = (self.repo, self.reporter);
+            let mut sink = Feeding { walker: self };
+            let result = capture(repo, db, older.map(|o| &o.map), &mut sink, &mut spool, reporter);
+            match result {
+                Ok(captured) => {
+                    record.map = captured.map;
+                    return Ok((captured, record));
+                }
+                Err(Stop::Refused(why @ Refusal::Busy(_))) => last = why,
+                Err(stop) => return Err(stop),
+            }
+        }
+        Err(last.into())
+    }
+
+    /// Whether a database is certainly as it was captured, so that it need not be read: same file and same stat, no
+    /// journal, the log as it was, everything at least two seconds older than that capture, on a local file system,
+    /// and every blob of it can be relied on.
+    fn is_unchanged_database(&self, entry: &Entry, older: &Node, record: &Record) -> bool {
+        let unchanged = same_stat(&Node { size: Some(record.file_bytes), ..older.clone() }, &entry.node)
+            && record.device == entry.meta.dev()
+            && is_settled(&[Some(older.mtime), older.ctime], record.captured)
+            && sidecars_match(&entry.path, record)
+            && stat::is_local(&entry.path);
+        unchanged && self.repo.is_map_usable(&record.map)
+    }
+}
+
+fn same_stat(older: &Node, now: &Node) -> bool {
+    (older.size, older.mtime, older.ctime, older.inode) == (now.size, now.mtime, now.ctime, now.inode)
+}
+
+fn is_settled(times: &[Option<Time>], captured: Time) -> bool {
+    times.iter().all(|t| t.is_some_and(|t| t.secs + RACY_SECS <= captured.secs))
+}
+
+fn sidecars_match(path: &Path, record: &Record) -> bool {
+    let beside = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name
+    };
+    let absent = |suffix| matches!(fs::symlink_metadata(beside(suffix)), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    let wal = match File::open(beside("-wal")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.and_then(|file| wal_stamp(&file)),
+    };
+    let settled = |w: &WalStamp| is_settled(&[Some(w.mtime), Some(w.ctime)], record.captured);
+    absent("-journal") && wal.is_ok_and(|wal| wal == record.wal && wal.as_ref().is_none_or(settled))
+}

@@ -1,0 +1,229 @@
+//! Taking a snapshot.
+//!
+//! Order of writes: session, packs, index, snapshot, end of session. A run that dies anywhere before the snapshot
+//! leaves packs that the next run finds and uses, and nothing that is visible.
+
+mod collect;
+mod database;
+mod large;
+mod pipeline;
+mod small;
+mod sources;
+mod walk;
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::format::cbor::Time;
+use crate::format::config::Config;
+use crate::format::control::SessionKind;
+use crate::format::snapshot::{Counts, Owner, Snapshot};
+use crate::format::tree::{Node, NodeKind};
+use crate::id::SnapshotId;
+use crate::repo::{Named, Repository, SessionGuard, Writer, host};
+use crate::report::{Reporter, Severity};
+
+use collect::{Collected, collect};
+use small::Worker;
+use walk::{Owners, Walker};
+
+/// What is said of a file that was written to while it was read.
+const CHANGED: &str = "it changed while it was read; what was stored may not be one state of it";
+/// A file changed less than this many seconds before the previous generation is read again: a further change within
+/// the same tick of the file system's clock would not show.
+const RACY_SECS: i64 = 2;
+/// Directories are walked by recursion; the deepest path that the system takes has 2,048 names.
+const WALK_STACK_BYTES: usize = 64 << 20;
+
+/// Standard input as a source.
+#[derive(Debug, Clone)]
+pub struct Stdin {
+    /// The name it gets.
+    pub name: Vec<u8>,
+    /// Run this, and save what it writes.
+    pub command: Option<Vec<OsString>>,
+}
+
+/// What to save, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Files and directories.
+    pub paths: Vec<PathBuf>,
+    /// Standard input instead of paths.
+    pub stdin: Option<Stdin>,
+    /// Instead of this machine's name.
+    pub host: Option<String>,
+    /// Instead of the canonical paths.
+    pub source: Option<String>,
+    /// Tags of the snapshot.
+    pub tags: Vec<String>,
+    /// Instead of now.
+    pub time: Option<Time>,
+    /// Patterns in gitignore syntax, relative to each path.
+    pub excludes: Vec<String>,
+    /// Files of such patterns.
+    pub exclude_files: Vec<PathBuf>,
+    /// Leave out what lies in directories with a CACHEDIR.TAG.
+    pub exclude_caches: bool,
+    /// Stay on the file system of each path.
+    pub one_file_system: bool,
+    /// Store nothing.
+    pub dry_run: bool,
+    /// zstd level.
+    pub level: i32,
+    /// Where changed pages wait if there are many while a database is locked.
+    pub spool_dir: PathBuf,
+    /// How long writers of a database in rollback-journal mode may be held up.
+    pub max_lock: Duration,
+    /// This program, which is run to hold transactions.
+    pub helper: PathBuf,
+}
+
+/// What was done.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The snapshot's id; none after a dry run.
+    pub id: Option<SnapshotId>,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+/// Takes a snapshot. Loads the index.
+///
+/// # Errors
+/// When there is nothing to save, or storing fails. What concerns single files is reported.
+pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Summary> {
+    let (begun, started) = (Instant::now(), clock::now());
+    let top =
+        if options.stdin.is_some() { sources::Top::default() } else { sources::arrange(&options.paths, reporter)? };
+    let source = match (&options.source, &options.stdin) {
+        (Some(name), _) => name.clone(),
+        (None, Some(stdin)) => String::from_utf8_lossy(&stdin.name).into_owned(),
+        (None, None) => sources::default_name(&options.paths)?,
+    };
+    let host = options.host.clone().unwrap_or_else(host);
+    let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };
+    repo.load_index(reporter)?;
+    if let Some(session) = &session {
+        adopt_leftovers(repo, session, reporter)?;
+    }
+
+    let previous = previous(repo, &host, &source, reporter)?;
+    if let Some(Named { snapshot, .. }) = &previous {
+        let totals = &reporter.progress;
+        totals.bytes_total.store(snapshot.counts.bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+    let mut writer = if options.dry_run { Writer::dry(repo, options.level) } else { Writer::new(repo, options.level) };
+    let older = previous.as_ref().map(|p| {
+        let root = Node { tree: Some(p.snapshot.tree), ..Node::bare(b"root", NodeKind::Directory) };
+        (root, p.snapshot.started)
+    });
+    let (collected, owners) = flow(repo, options, reporter, &mut writer, &top, older)?;
+    let written = writer.finish()?;
+
+    let mut snapshot = Snapshot {
+        time: options.time.unwrap_or(started),
+        started,
+        host,
+        source,
+        generation: previous.as_ref().map_or(1, |p| p.snapshot.generation + 1),
+        previous: previous.map(|p| p.id),
+        paths: options.paths.iter().map(|p| p.as_os_str().as_bytes().to_vec().into()).collect(),
+        tags: options.tags.clone(),
+        tree: collected.tree,
+        counts: Counts {
+            bytes_read: reporter.progress.bytes_read.load(std::sync::atomic::Ordering::Relaxed),
+            bytes_new: written.plain_bytes,
+            bytes_stored: written.stored_bytes,
+            skipped: reporter.problems().iter().filter(|p| p.severity == Severity::Source).count() as u64,
+            ..collected.counts
+        },
+        program: concat!("snapshot ", env!("CARGO_PKG_VERSION")).into(),
+        users: names(&owners.users, |id| nix::unistd::User::from_uid(id.into()).ok().flatten().map(|u| u.name)),
+        groups: names(&owners.groups, |id| nix::unistd::Group::from_gid(id.into()).ok().flatten().map(|g| g.name)),
+    };
+    snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let Some(session) = session else { return Ok(Summary { id: None, snapshot }) };
+    session.check_alive()?;
+
+    let id = repo.put_snapshot(&snapshot)?;
+    // Once more: a prune that listed the snapshots before this one was there may have condemned what it needs.
+
+    session.end()?;
+    Ok(Summary { id: Some(id), snapshot })
+}
+
+/// The newest generation of a source.
+fn previous(repo: &Repository, host: &str, source: &str, reporter: &Reporter) -> Result<Option<Named>> {
+    let snapshots = repo.snapshots(reporter)?;
+    let of_source = snapshots.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
+    Ok(of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)))
+}
+
+/// If a session has died, what it stored is taken over, and the session cleared away.
+fn adopt_leftovers(repo: &Repository, session: &SessionGuard, reporter: &Reporter) -> Result<()> {
+    let others = session.others()?;
+    let dead: Vec<_> = others.iter().filter(|s| s.is_dead(session.store_time())).collect();
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let adopted = repo.adopt_packs(reporter)?;
+    // The index must name them before the last trace of that session goes.
+    repo.index_packs(&adopted)?;
+    dead.into_iter().try_for_each(|s| repo.reap(s))
+}
+
+/// Runs all stages to their end.
+fn flow(
+    repo: &Arc<Repository>,
+    options: &Options,
+    reporter: &Reporter,
+    writer: &mut Writer,
+    top: &sources::Top,
+    older: Option<(Node, Time)>,
+) -> Result<(Collected, Owners)> {
+    let (feeder, tasks, ends) = pipeline::open();
+    let walker = Walker::new(repo, options, reporter, feeder, writer.claims())?;
+    let worker = Worker { keys: repo.keys(), claims: writer.claims(), level: options.level, reporter };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (worker, tasks) = (&worker, tasks.clone());
+            scope.spawn(move || worker.run(&tasks));
+        }
+        drop(tasks);
+        let walking = std::thread::Builder::new()
+            .stack_size(WALK_STACK_BYTES)
+            .spawn_scoped(scope, move || walker.run(top, older))
+            .map_err(|e| Error::refused(format!("no thread can be started: {e}"), "try again"))?;
+        let collected = collect(&ends, writer);
+        drop(ends);
+        let walked =
+            walking.join().unwrap_or_else(|_| Err(Error::refused("the walk failed unexpectedly", "report this")));
+        match (collected, walked) {
+            (Ok(collected), Ok(owners)) => Ok((collected, owners)),
+            // A stage that was cut off says that it was interrupted; the other knows why.
+            (Err(Error::Interrupted), Err(e)) | (Err(e), _) | (Ok(_), Err(e)) => Err(e),
+        }
+    })
+}
+
+fn names(ids: &std::collections::HashSet<u32>, name: impl Fn(u32) -> Option<String>) -> Vec<Owner> {
+    let mut out: Vec<_> = ids.iter().filter_map(|id| Some(Owner { id: *id, name: name(*id)? })).collect();
+    out.sort_by_key(|o| o.id);
+    out
+}
+
+/// Whether a directory is the repository with this config.
+fn is_repository(directory: &Path, config: &Config) -> bool {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(directory.join(crate::backend::layout::CONFIG))
+        .and_then(|f| f.take(crate::format::MAX_CONFIG_BYTES as u64).read_to_end(&mut bytes));
+    read.is_ok() && Config::parse(&bytes, "").is_ok_and(|found| found.repository == config.repository)
+}

@@ -1,0 +1,8 @@
+//! What snapshots are made of: files, and databases. May depend on `repo`, `format` and below.
+
+pub mod capture;
+pub mod exclude;
+pub mod hold;
+pub mod spool;
+pub mod sqlite;
+pub mod stat;

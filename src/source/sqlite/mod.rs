@@ -1,0 +1,66 @@
+//! SQLite databases: recognised by content, read page-stable while their applications go on.
+//!
+//! A database is read by this program itself, not through SQLite: the main file, overlaid with the committed frames of
+//! the write-ahead log. That is byte-identical to what a checkpoint would leave, in every build of SQLite, and several
+//! times faster than asking SQLite for pages. What makes it stable is one of two things:
+//!
+//! - *quiet*: no process holds a lock, and stat and log are the same before and after reading;
+//! - *held*: a child process, which opens nothing else, holds an SQLite read transaction while this one reads
+//!   ([`super::hold`]). POSIX locks go when any descriptor of the file is closed in the process that holds them, so the
+//!   process that reads must be another one.
+//!
+//! Locks are only asked about (`F_OFD_GETLK`), and the source is never written to. May depend on `format` and below.
+
+mod locks;
+mod open;
+mod wal;
+
+pub use locks::{in_use, tidy_sidecars};
+pub use open::{Database, Refusal};
+pub use wal::stamp as wal_stamp;
+
+use crate::format::segment::is_page_size;
+
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 100;
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// What SQLite puts beside a database.
+pub const SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// What the first 100 bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Length of a page, in bytes.
+    pub page_bytes: u32,
+    /// Whether the file is in WAL mode.
+    pub wal_mode: bool,
+}
+
+/// Whether a file that begins like this says it is an SQLite database.
+pub fn has_magic(start: &[u8]) -> bool {
+    start.starts_with(MAGIC)
+}
+
+impl Header {
+    /// Reads the header, see "The Database Header" in SQLite's file format document.
+    ///
+    /// # Errors
+    /// Why a file that has the magic can't be a database.
+    pub fn parse(start: &[u8]) -> Result<Self, &'static str> {
+        let Some(&h) = start.first_chunk::<HEADER_BYTES>().filter(|h| has_magic(&h[..])) else {
+            return Err("its header is cut short");
+        };
+        let page_bytes = match u16::from_be_bytes([h[16], h[17]]) {
+            1 => 65536,
+            n => u32::from(n),
+        };
+        if !is_page_size(page_bytes) {
+            return Err("its header states a page size that SQLite can't have");
+        }
+        // Payload fractions are fixed; anything else is no database, or encrypted.
+        if h[21..24] != [64, 32, 32] || !matches!((h[18], h[19]), (1 | 2, 1 | 2)) {
+            return Err("its header is damaged or encrypted");
+        }
+        Ok(Self { page_bytes, wal_mode: h[19] == 2 })
+    }
+}
