@@ -16,10 +16,10 @@ use crate::crypto::{BlobType, Keys, ObjectKey, Secret, TAG_BYTES};
 use crate::error::{Error, Result};
 use crate::id::{BlobId, PackId};
 
-/// A pack is closed at the first frame past this size that leaves little padding.
-pub const PACK_TARGET_BYTES: usize = 16 << 20;
-/// A pack is closed at this size whatever the padding.
-const PACK_LIMIT_BYTES: usize = 24 << 20;
+/// A pack is closed at the first frame past this size that leaves little padding …
+pub const PACK_TARGET_BYTES: usize = 8 << 20;
+/// … or, when it has reached this size, where it left the least.
+const PACK_LIMIT_BYTES: usize = 12 << 20;
 /// Padding of less than a five-hundredth is little.
 const LITTLE_PADDING: usize = 512;
 /// The directory is padded with zeros to a multiple of this, so that its length hides the number of blobs.
@@ -129,12 +129,14 @@ pub struct PackBuilder {
     frames: Vec<Frame>,
     directory_bytes: usize,
     body_bytes: usize,
+    /// Past the target size: how many frames leave the least padding, and how much that is.
+    best: Option<(usize, usize)>,
 }
 
 impl PackBuilder {
     /// An empty pack of the given kind.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, frames: Vec::new(), directory_bytes: 4, body_bytes: 0 }
+        Self { kind, frames: Vec::new(), directory_bytes: 4, body_bytes: 0, best: None }
     }
 
     /// Whether no frame was added.
@@ -147,6 +149,11 @@ impl PackBuilder {
         self.directory_bytes += 16 + 40 * frame.entries.len() + 32 * frame.bases.len();
         self.body_bytes += frame.body.len() + TAG_BYTES;
         self.frames.push(frame);
+        let n = self.unpadded_bytes();
+        let padding = padme(n as u64) as usize - n;
+        if n >= PACK_TARGET_BYTES && self.best.is_none_or(|(_, least)| padding < least) {
+            self.best = Some((self.frames.len(), padding));
+        }
     }
 
     fn first_bytes(&self) -> usize {
@@ -157,11 +164,21 @@ impl PackBuilder {
         HEADER_BYTES + self.first_bytes() + self.body_bytes
     }
 
-    /// Whether the pack should be sealed now.
+    /// Whether a pack should be taken now.
     pub fn is_full(&self) -> bool {
         let n = self.unpadded_bytes();
-        let padding = padme(n as u64) as usize - n;
-        n >= PACK_LIMIT_BYTES || (n >= PACK_TARGET_BYTES && padding < n / LITTLE_PADDING)
+        n >= PACK_LIMIT_BYTES || self.best.is_some_and(|(_, padding)| padding < n / LITTLE_PADDING)
+    }
+
+    /// Takes a full pack and goes on with the frames that did not fit well.
+    pub fn take_full(&mut self) -> Self {
+        let mut full = std::mem::replace(self, Self::new(self.kind));
+        let keep = full.best.map_or(full.frames.len(), |(frames, _)| frames);
+        let rest = full.frames.split_off(keep);
+        let mut taken = Self::new(full.kind);
+        full.frames.into_iter().for_each(|frame| taken.push(frame));
+        rest.into_iter().for_each(|frame| self.push(frame));
+        taken
     }
 
     /// Seals the pack.

@@ -1,4 +1,4 @@
-//! Database segments: up to 64 pages encoded together.
+//! Database segments: up to 256 pages encoded together.
 //!
 //! A segment's id is the keyed hash of its list of page hashes, never of the encoding, so that a prune may store the
 //! same segment in full, as a delta, or without pages that no map needs any more. Body of its frame, before sealing:
@@ -14,10 +14,10 @@ use super::zstd;
 use crate::crypto::{BlobType, Keys};
 use crate::id::{BlobId, PageHash};
 
-/// Most pages in a segment.
-pub const SEGMENT_PAGES: usize = 64;
-/// Most bytes of pages in a segment.
-pub const SEGMENT_BYTES: usize = 256 << 10;
+/// Most pages in a segment: what a slot number of one byte can tell apart.
+pub const SEGMENT_PAGES: usize = 256;
+/// Most bytes of pages in a segment. Four times as much as 256 KiB compresses 7 % better on a first snapshot.
+pub const SEGMENT_BYTES: usize = 1 << 20;
 const NO_BASE: u16 = u16::MAX;
 
 /// How many pages of a size go into one segment.
@@ -52,7 +52,7 @@ pub struct Segment {
 
 /// Encodes full pages; `pages` holds one page for each hash.
 pub fn encode(page_bytes: u32, pages: &[u8], slots: usize, level: i32) -> Vec<u8> {
-    let packed = zstd::compress(pages, level);
+    let packed = if zstd::looks_random(pages) { None } else { zstd::compress(pages, level) };
     let mut out = preamble(page_bytes, slots, u8::from(packed.is_some()), |_| true);
     out.extend_from_slice(packed.as_deref().unwrap_or(pages));
     out

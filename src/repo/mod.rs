@@ -22,7 +22,7 @@ pub use pages::Leaf;
 pub use read::FrameReader;
 pub use session::{Running, SessionGuard, host};
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
-pub use write::{Claims, GATHER_BYTES, Gather, SINGLE_BYTES, Writer, Written, encode_frame};
+pub use write::{Claims, GATHER_BYTES, Gather, Writer, Written, encode_frame};
 
 /// An open repository.
 pub struct Repository {

@@ -19,12 +19,10 @@ use crate::format::pack::{Encoding, Entry, Frame, PackBuilder, PackInfo};
 use crate::format::zstd;
 use crate::id::BlobId;
 
-/// Threads that seal and store packs. Each holds one pack of up to 24 MiB, and one is being gathered.
+/// Threads that seal and store packs. Each holds one pack of up to 12 MiB, and one is being gathered.
 const UPLOADERS: usize = 2;
 /// Small blobs are gathered into frames of about this size, in bytes.
-pub const GATHER_BYTES: usize = 256 << 10;
-/// Blobs from this size have a frame of their own, in bytes.
-pub const SINGLE_BYTES: usize = 64 << 10;
+pub const GATHER_BYTES: usize = 1 << 20;
 
 /// Gathers small blobs into one frame.
 #[derive(Default)]
@@ -55,7 +53,8 @@ impl Gather {
 /// Compresses blobs into a frame.
 pub fn encode_frame(entries: Vec<Entry>, plain: Vec<u8>, level: i32) -> Frame {
     let plain_bytes = plain.len() as u32;
-    let (encoding, body) = match zstd::compress(&plain, level) {
+    let is_random = entries.len() == 1 && zstd::looks_random(&plain);
+    let (encoding, body) = match (!is_random).then(|| zstd::compress(&plain, level)).flatten() {
         Some(packed) => (Encoding::Zstd, packed),
         None => (Encoding::Raw, plain),
     };
@@ -171,8 +170,7 @@ impl Writer {
         let builder = if is_data { &mut self.data } else { &mut self.metadata };
         builder.push(frame);
         if builder.is_full() {
-            let kind = if is_data { Kind::DataPack } else { Kind::MetadataPack };
-            let full = std::mem::replace(builder, PackBuilder::new(kind));
+            let full = builder.take_full();
             self.send(full)?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! From a database to segments and a page map: reads every page, hashes it, and keeps what changed.
 //!
-//! May depend on `repo` and `format`. The pages go through once, in order. Changed ones are packed together, 64 to a
-//! segment, wherever in the file they lie; unchanged ones keep their place in older segments.
+//! May depend on `repo` and `format`. The pages go through once, in order. Changed ones are packed together, up to
+//! 256 to a segment, wherever in the file they lie; unchanged ones keep their place in older segments.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -10,15 +10,15 @@ use nix::libc;
 use super::pipeline::{Outcome, Tasks, Work};
 use crate::crypto::{BlobType, Keys};
 use crate::format::pack::{Encoding, Entry, Frame};
-use crate::format::segment;
 use crate::format::tree::{Content, Node};
+use crate::format::{segment, zstd};
 use crate::id::BlobId;
-use crate::repo::{Claims, Gather, SINGLE_BYTES, encode_frame};
+use crate::repo::{Claims, Gather, encode_frame};
 use crate::report::{Reporter, Severity};
 use crate::source::{sqlite, stat};
 
 /// Most files in a batch.
-pub const BATCH_FILES: usize = 256;
+pub const BATCH_FILES: usize = 1024;
 
 /// A file that is read in one piece.
 pub struct SmallFile {
@@ -107,11 +107,12 @@ impl Worker<'_> {
             let id = self.keys.blob_id(BlobType::Chunk, &bytes);
             node.content = Some(Content::new(0, &[id]));
             if self.claims.claim(id) {
-                if bytes.len() < SINGLE_BYTES {
+                // What can't be compressed would only dilute what can.
+                if zstd::looks_random(&bytes) {
+                    frames.push(self.single(id, bytes));
+                } else {
                     gather.push(id, BlobType::Chunk, &bytes);
                     frames.extend(gather.is_full().then(|| gather.take(self.level)).flatten());
-                } else {
-                    frames.push(self.single(id, bytes));
                 }
             }
         }
