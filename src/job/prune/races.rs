@@ -87,6 +87,18 @@ fn a_writer_that_began_with_the_record_blocks_deletion() {
 }
 
 #[test]
+fn a_writer_that_the_record_names_blocks_deletion_whatever_the_clock_says() {
+    let world = five_generations();
+    let writer = SessionGuard::start(&world.reopen(), SessionKind::Write).unwrap();
+    // The store's clock is set back: the record seems older than the session.
+    world.memory.advance(-1000);
+    prune_with(&world, &strict(keep_last(1))).unwrap();
+    assert_eq!(prune_with(&world, &strict(Policy::default())).unwrap().packs_deleted, 0);
+    drop(writer);
+    assert!(prune(&world, Policy::default()).packs_deleted > 0);
+}
+
+#[test]
 fn a_session_silent_for_a_day_is_cleared_away() {
     let world = five_generations();
     let session =
