@@ -3,10 +3,15 @@
 //! May depend on `backend`, `index`, `format` and below; knows nothing of files or databases outside.
 
 mod control;
+mod copy;
 mod open;
 mod pages;
+mod reach;
 mod read;
+mod select;
 mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 mod unlock;
 mod write;
 
@@ -18,8 +23,12 @@ use crate::format::config::Config;
 use crate::index::BlobIndex;
 
 pub use control::{Condemnation, Lost, Named};
+pub use copy::copy;
+pub use open::LoadedIndex;
 pub use pages::Leaf;
+pub use reach::{Added, Reach};
 pub use read::FrameReader;
+pub use select::Filter;
 pub use session::{Running, SessionGuard, host};
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
 pub use write::{Claims, GATHER_BYTES, Gather, Writer, Written, encode_frame};

@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use rayon::prelude::*;
 
 use super::read::FrameCache;
-use super::{Repository, unlock};
+use super::{Condemnation, Repository, unlock};
 use crate::backend::{Backend, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
@@ -17,6 +17,15 @@ use crate::format::pack::{PackInfo, open_directory, prefix_bytes};
 use crate::format::{MAX_CONFIG_BYTES, MAX_INDEX_BYTES};
 use crate::index::BlobIndex;
 use crate::report::{Problem, Reporter, Severity};
+
+/// Which index files are in memory.
+#[derive(Debug)]
+pub struct LoadedIndex {
+    /// Their paths in the repository.
+    pub files: Vec<String>,
+    /// Whether these were all that were listed.
+    pub complete: bool,
+}
 
 /// Read in one go where a pack's directory is wanted: enough for most.
 const DIRECTORY_GUESS_BYTES: u64 = 16 << 10;
@@ -129,32 +138,48 @@ impl Repository {
     /// # Errors
     /// When the store can't be listed.
     pub fn load_index(&self, reporter: &Reporter) -> Result<()> {
+        // Before the index: were a pack deleted between the two, its record would be gone, and the pack of the older
+        // index would pass for one that may be relied on.
+        let condemned = self.condemned(reporter)?;
+        if !self.load_index_files(&condemned, reporter)?.complete {
+            self.adopt_packs(reporter)?;
+        }
+        Ok(())
+    }
+
+    /// Loads all index files into memory, and says which they were.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn load_index_files(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<LoadedIndex> {
         let listed = self.backend.list(layout::INDEX)?;
         let opened: Vec<_> = listed.par_iter().map(|l| self.open_index(&l.path)).collect();
         let mut index = BlobIndex::default();
-        let mut complete = true;
-        for (listed, opened) in listed.iter().zip(opened) {
+        let mut loaded = LoadedIndex { files: Vec::new(), complete: true };
+        for (listed, opened) in listed.into_iter().zip(opened) {
             match opened {
-                Ok(part) => index.add(part),
+                Ok(part) => {
+                    index.add(part);
+                    loaded.files.push(listed.path);
+                }
                 // A prune may have replaced it since it was listed.
-                Err(Error::Missing { .. }) => complete = false,
+                Err(Error::Missing { .. }) => loaded.complete = false,
                 Err(e) => {
-                    complete = false;
+                    loaded.complete = false;
                     reporter.problem(Problem {
                         severity: Severity::Note,
-                        what: listed.path.clone(),
+                        what: listed.path,
                         why: format!("{e}; packs are read instead, which is slower"),
                         hint: Some("run `snapshot repair index`".into()),
                     });
                 }
             }
         }
-        index.condemn(self.condemned(reporter)?.into_iter().flat_map(|c| c.record.packs));
+        index.condemn(condemned.iter().flat_map(|c| c.record.packs.iter().copied()));
         self.with_index(|i| *i = index);
-        if !complete {
-            self.adopt_packs(reporter)?;
-        }
-        Ok(())
+        // Cached frames go by the numbers of packs in the old index.
+        self.frames.clear();
+        Ok(loaded)
     }
 
     /// Opens one index file.

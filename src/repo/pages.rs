@@ -1,5 +1,7 @@
 //! Page maps over the repository: reading a leaf through its patches.
 
+use std::collections::{HashMap, HashSet};
+
 use super::Repository;
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
@@ -85,4 +87,87 @@ impl Repository {
         };
         usable(root) && leaves.iter().all(leaf_is_usable)
     }
+}
+
+/// What one version of a place in a page map changes, in few bytes: segments are numbers.
+struct Patch {
+    parent: Option<BlobId>,
+    pages: usize,
+    changes: Vec<(u16, u32)>,
+}
+
+/// What a group of leaves needs.
+pub(super) struct Family {
+    /// The stored leaves, patched ones included.
+    pub(super) leaves: HashSet<BlobId>,
+    /// The segments that the pages lie in.
+    pub(super) segments: Vec<BlobId>,
+}
+
+/// Reads versions of one place in page maps, each stored leaf once, and finds which segments their pages lie in: a
+/// patch may have left none of the pages of a segment that its older versions name.
+pub(super) fn read_family(repo: &Repository, wanted: &[BlobId]) -> Result<Family> {
+    let mut segments: Vec<BlobId> = Vec::new();
+    let mut numbers: HashMap<BlobId, u32> = HashMap::new();
+    let mut stored: HashMap<BlobId, Patch> = HashMap::new();
+    for leaf in wanted {
+        let mut next = Some(*leaf);
+        while let Some(id) = next
+            && !stored.contains_key(&id)
+        {
+            let bytes = repo.read_blob(&id, BlobType::Map)?;
+            let (leaf, changes) = StoredLeaf::decode(&bytes).map_err(|why| bad_leaf(&id, why))?;
+            let number = |segment: BlobId| {
+                *numbers.entry(segment).or_insert_with(|| {
+                    segments.push(segment);
+                    segments.len() as u32 - 1
+                })
+            };
+            let changes = changes
+                .iter()
+                .map(|(page, _)| *page)
+                .zip(changes.iter().map(|(_, at)| at.segment).map(number))
+                .collect();
+            next = leaf.parent;
+            stored.insert(id, Patch { parent: leaf.parent, pages: leaf.pages as usize, changes });
+        }
+    }
+    let mut used = vec![false; segments.len()];
+    for leaf in wanted {
+        mark_pages(leaf, &stored, &mut used)?;
+    }
+    let segments = segments.into_iter().zip(used).filter_map(|(id, used)| used.then_some(id)).collect();
+    Ok(Family { leaves: stored.into_keys().collect(), segments })
+}
+
+/// Applies a leaf's patches and marks the segments that its pages lie in.
+fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [bool]) -> Result<()> {
+    const NOWHERE: u32 = u32::MAX;
+    let mut chain = Vec::new();
+    let mut next = Some(*leaf);
+    while let Some(patch) = next.and_then(|id| stored.get(&id)) {
+        if chain.len() > MAX_PATCH_DEPTH {
+            return Err(bad_leaf(leaf, "it patches a longer chain than allowed"));
+        }
+        chain.push(patch);
+        next = patch.parent;
+    }
+    let mut pages: Vec<u32> = Vec::new();
+    for patch in chain.iter().rev() {
+        pages.resize(patch.pages, NOWHERE);
+        for (page, segment) in &patch.changes {
+            if let Some(entry) = pages.get_mut(usize::from(*page)) {
+                *entry = *segment;
+            }
+        }
+    }
+    for segment in pages {
+        let entry = used.get_mut(segment as usize).ok_or_else(|| bad_leaf(leaf, "a page of it is nowhere"))?;
+        *entry = true;
+    }
+    Ok(())
+}
+
+fn bad_leaf(id: &BlobId, why: impl ToString) -> Error {
+    Error::corrupt(format!("page map leaf {id}"), why)
 }

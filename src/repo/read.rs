@@ -41,6 +41,10 @@ impl FrameCache {
         self.lock().frames.iter().rev().find(|(k, _)| *k == key).map(|(_, frame)| frame.clone())
     }
 
+    pub(super) fn clear(&self) {
+        *self.lock() = Cached::default();
+    }
+
     fn put(&self, key: (u32, u32), frame: &Arc<Vec<u8>>) {
         let mut cached = self.lock();
         cached.bytes += frame.len();

@@ -33,6 +33,8 @@ pub struct Running {
     pub name: String,
     /// What it is; `None` if it can't be read, which counts as a writer.
     pub session: Option<Session>,
+    /// Its first sign of life, by the store's clock.
+    pub first_seen: Time,
     /// Its last sign of life, by the store's clock.
     pub last_seen: Time,
     /// Its objects.
@@ -177,9 +179,11 @@ impl Repository {
             let entry = found.entry(name.clone()).or_insert_with(|| Running {
                 name,
                 session: None,
+                first_seen: listed.modified,
                 last_seen: listed.modified,
                 paths: Vec::new(),
             });
+            entry.first_seen = entry.first_seen.min(listed.modified);
             entry.last_seen = entry.last_seen.max(listed.modified);
             if entry.session.is_none()
                 && let Ok(bytes) = self.backend.get(&listed.path, MAX_CONTROL_BYTES as u64)

@@ -1,0 +1,196 @@
+//! Carrying out a plan. Each step may be the last that happens; what that leaves is argued at each.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Stock;
+use super::plan::{Deletion, Plan};
+use crate::backend::layout;
+use crate::error::{Error, Result};
+use crate::id::{BlobId, PackId, SnapshotId};
+use crate::repo::{Named, Reach, Repository, SessionGuard, copy};
+use crate::report::Reporter;
+
+/// More index files than this are merged.
+const MAX_INDEX_FILES: usize = 16;
+/// Most blobs in one merged index file, which then has some 400 MB.
+const MAX_INDEX_BLOBS: u64 = 8 << 20;
+/// Unfinished uploads are leftovers after so many seconds by the store's clock.
+const LEFTOVER_SECS: i64 = 24 * 3600;
+/// Where a local store keeps unfinished uploads.
+const TEMPORARY: &str = "tmp/";
+
+/// How an execution went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The plan was carried out.
+    Done,
+    /// Snapshots came or went since it was made: nothing was deleted, and another plan is needed.
+    Outdated,
+}
+
+/// Carries out a plan. `reach` holds what all snapshots need, if anything is to be deleted.
+///
+/// In this order, and safe to be cut off between any two steps and within each:
+///
+/// 1. *Tombs* whose data is about to go are removed. Cut off here: those snapshots can't be taken back although they
+///    could have been; they were forgotten.
+/// 2. *Snapshots are listed* again. One that a user took back in time is among them, see
+///    [`Repository::unbury_snapshot`], and the plan is outdated.
+/// 3. *A new index*, without the packs that go, is stored; then *the old index files* are deleted. Cut off in between:
+///    both describe the same packs. Cut off after it: the packs that go are described by none, and no snapshot needs
+///    them; the next prune finds them and their record, and goes on.
+/// 4. *The packs* are deleted, then *the records* that condemned them: as long as a pack is there, its record is, and
+///    no writer relies on it. A pack that was reinstated may be relied on once its record is gone.
+/// 5. *Snapshots are forgotten*, each stored as a tomb before it goes. Cut off in between: it is there twice, and
+///    counts as not forgotten.
+/// 6. *Needed blobs are copied* out of packs to be condemned. Cut off here: they lie in two places, which the next
+///    prune makes one of.
+/// 7. *Packs are condemned*, in one record. A writer that relies on one of them either was running when the record was
+///    written, and nothing is deleted before it has ended; or it begins later, reads the record, and doesn't.
+/// 8. *Leftovers* of killed runs are removed, which nobody reads.
+///
+/// # Errors
+/// Storage errors; [`Error::Refused`] if this run was taken for dead; damage found while copying.
+pub fn execute(
+    repo: &Arc<Repository>,
+    session: &SessionGuard,
+    stock: &Stock,
+    plan: &Plan,
+    mut reach: Reach,
+    reporter: &Reporter,
+) -> Result<Outcome> {
+    reporter.check_interrupt()?;
+    session.check_alive()?;
+    let going = &plan.deletion.packs;
+    if !going.is_empty() {
+        let kept = remove_tombs(repo, stock, &plan.deletion, &mut reach, reporter)?;
+        if listed_ids(repo, layout::SNAPSHOTS)? != stock.snapshot_ids()
+            || !listed_ids(repo, layout::TOMBS)?.is_subset(&kept)
+        {
+            return Ok(Outcome::Outdated);
+        }
+        session.check_alive()?;
+    }
+    if !going.is_empty() || stock.adopted || stock.index_files.len() > MAX_INDEX_FILES {
+        rewrite_index(repo, stock, going)?;
+    }
+    if !plan.deletion.records.is_empty() {
+        session.check_alive()?;
+        let paths: Vec<_> = going.iter().filter_map(|id| stock.packs.get(id)).map(|l| l.path.clone()).collect();
+        repo.backend().delete(&paths)?;
+        repo.backend().delete(&plan.deletion.records)?;
+    }
+    forget_and_condemn(repo, session, plan, reporter)?;
+    remove_leftovers(repo, session)?;
+    Ok(Outcome::Done)
+}
+
+fn forget_and_condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter: &Reporter) -> Result<()> {
+    for verdict in plan.verdicts.iter().filter(|v| v.keep.is_empty()) {
+        reporter.check_interrupt()?;
+        match repo.bury_snapshot(verdict.named.id) {
+            // Somebody else forgot it.
+            Ok(()) | Err(Error::Missing { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    copy(repo, &plan.reclaim.copies, reporter)?;
+    let packs: Vec<PackId> = [&plan.reclaim.unused[..], &plan.reclaim.repack].concat();
+    if !packs.is_empty() {
+        session.check_alive()?;
+        let running = session.others()?.into_iter().filter(|s| !s.is_dead(session.store_time()));
+        repo.condemn(packs, running.map(|s| s.name).collect())?;
+    }
+    Ok(())
+}
+
+/// Removes the forgotten snapshots that need what is about to be deleted, and returns the ids of the others. Whatever
+/// of a tomb is beyond `reach` and lies in no pack that stays is about to go.
+///
+/// A tomb that can't be read, or whose directories can't, is removed too: it could not be taken back either, since
+/// that takes every blob it needs; left alone, nobody could say that it doesn't need what goes. When the store merely
+/// failed to answer, the prune ends instead.
+fn remove_tombs(
+    repo: &Repository,
+    stock: &Stock,
+    deletion: &Deletion,
+    reach: &mut Reach,
+    reporter: &Reporter,
+) -> Result<HashSet<SnapshotId>> {
+    let (tombs, lost) = repo.read_tombs()?;
+    let mut doomed: Vec<String> = Vec::new();
+    for lost in lost {
+        match lost.error {
+            Error::Corrupt { .. } | Error::Unsupported { .. } => doomed.push(lost.path),
+            e => return Err(e),
+        }
+    }
+    let mut kept = HashSet::new();
+    for Named { id, snapshot } in tombs {
+        match reach.add(repo, [snapshot.tree], reporter) {
+            Ok(added) if !added.blobs.iter().any(|blob| goes(repo, stock, deletion, blob)) => {
+                kept.insert(id);
+            }
+            Ok(added) => {
+                reach.remove(&added);
+                doomed.push(layout::tomb(id));
+            }
+            Err(Error::Missing { .. } | Error::Corrupt { .. }) => doomed.push(layout::tomb(id)),
+            Err(e) => return Err(e),
+        }
+    }
+    repo.backend().delete(&doomed)?;
+    Ok(kept)
+}
+
+/// Whether a blob lies in no pack that stays.
+fn goes(repo: &Repository, stock: &Stock, deletion: &Deletion, blob: &BlobId) -> bool {
+    let index = repo.index();
+    let stays = |pack: &PackId| stock.packs.contains_key(pack) && !deletion.packs.contains(pack);
+    !index.places(blob).filter_map(|place| index.frame(place)).any(|(pack, _)| stays(&pack.id))
+}
+
+fn listed_ids(repo: &Repository, folder: &str) -> Result<HashSet<SnapshotId>> {
+    Ok(repo.backend().list(folder)?.iter().filter_map(|l| SnapshotId::parse(l.name())).collect())
+}
+
+/// Stores an index of all packs that are there and stay, then deletes the index files that it replaces.
+fn rewrite_index(repo: &Repository, stock: &Stock, going: &HashSet<PackId>) -> Result<()> {
+    for group in index_groups(repo, |id| stock.packs.contains_key(id) && !going.contains(id)) {
+        let index = repo.index().extract(|pack| group.contains(&pack.id));
+        repo.put_index(index)?;
+    }
+    repo.backend().delete(&stock.index_files)
+}
+
+/// The packs to keep, in groups whose blobs fit into one index file.
+fn index_groups(repo: &Repository, keep: impl Fn(&PackId) -> bool) -> Vec<HashSet<PackId>> {
+    let index = repo.index();
+    let mut blobs = vec![0u64; index.packs().len()];
+    for (_, place) in index.iter() {
+        if let Some(count) = blobs.get_mut(place.pack as usize) {
+            *count += 1;
+        }
+    }
+    let mut groups: Vec<HashSet<PackId>> = Vec::new();
+    let mut in_last = 0;
+    for (pack, count) in index.packs().iter().zip(blobs).filter(|(pack, _)| keep(&pack.id)) {
+        if groups.is_empty() || in_last + count > MAX_INDEX_BLOBS {
+            groups.push(HashSet::new());
+            in_last = 0;
+        }
+        in_last += count;
+        groups.last_mut().into_iter().for_each(|group| {
+            group.insert(pack.id);
+        });
+    }
+    groups
+}
+
+fn remove_leftovers(repo: &Repository, session: &SessionGuard) -> Result<()> {
+    let now = session.store_time().secs;
+    let mut left = repo.backend().list(TEMPORARY)?;
+    left.retain(|l| now.saturating_sub(l.modified.secs) > LEFTOVER_SECS);
+    repo.backend().delete(&left.into_iter().map(|l| l.path).collect::<Vec<_>>())
+}

@@ -1,0 +1,219 @@
+//! Prune: forgetting by policy, and reclaiming space in two phases.
+//!
+//! A run first deletes the packs that earlier runs condemned, if their time has come; then it forgets what the policy
+//! drops, and condemns the packs of which no remaining snapshot needs anything, or too little. Nobody waits for it,
+//! and whatever it condemned by mistake or that is needed again is found before it is deleted.
+//!
+//! [`stock`] lists what there is, [`plan`] decides, [`execute`] acts.
+
+mod execute;
+pub mod plan;
+#[cfg(test)]
+mod races;
+mod stock;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use self::execute::{Outcome, execute};
+use self::plan::{Deletion, Inputs, Needed};
+pub use self::plan::{Limit, Plan};
+use self::stock::Stock;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::format::cbor::Time;
+use crate::id::SnapshotId;
+use crate::job::policy::{self, Policy, Verdict};
+use crate::repo::{Filter, Reach, Repository, SessionGuard};
+use crate::report::Reporter;
+
+/// How often a run plans again when snapshots come and go.
+const ATTEMPTS: u8 = 5;
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What to keep; an empty one forgets nothing.
+    pub policy: Policy,
+    /// Which snapshots the policy judges; the others are kept.
+    pub filter: Filter,
+    /// Only plan, and write nothing at all.
+    pub dry_run: bool,
+    /// How much unused space may stay in packs partly used.
+    pub max_unused: Limit,
+    /// How many bytes of packs may be repacked.
+    pub max_repack: Option<u64>,
+    /// How long condemned packs are kept, in seconds.
+    pub grace_secs: i64,
+    /// Delete at once, without grace; only if nothing else is running.
+    pub instant: bool,
+}
+
+/// What was done, or would be.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// What is kept and forgotten, and why, oldest first.
+    pub verdicts: Vec<Verdict>,
+    /// Snapshots forgotten.
+    pub forgotten: u64,
+    /// Condemned packs deleted.
+    pub packs_deleted: u64,
+    /// Their length, in bytes.
+    pub bytes_deleted: u64,
+    /// Packs condemned: those unused and those repacked.
+    pub packs_condemned: u64,
+    /// Their length, in bytes.
+    pub bytes_condemned: u64,
+    /// Packs whose needed blobs were copied into new ones.
+    pub packs_repacked: u64,
+    /// Their length, in bytes.
+    pub bytes_repacked: u64,
+    /// Unused space that stays in packs partly used, in bytes.
+    pub bytes_unused_kept: u64,
+    /// What keeps condemned packs from being deleted now, for people.
+    pub waiting_for: Vec<String>,
+}
+
+/// Prunes. Loads the index itself.
+///
+/// # Errors
+/// [`Error::Locked`] if another prune is running, or with [`Options::instant`] anything else; [`Error::Refused`] for
+/// a policy that would drop a whole source; any snapshot, directory or page map that can't be read, since what it
+/// needs can't be known then: nothing is deleted.
+pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Summary> {
+    let options = &Options { grace_secs: if options.instant { 0 } else { options.grace_secs }, ..options.clone() };
+    if options.dry_run {
+        let stock = Stock::take(repo, None, reporter)?;
+        let now = clock::now();
+        let (plan, _) = make_plan(repo, &stock, options, (now, now), reporter)?;
+        return Ok(summary(&stock, plan, options));
+    }
+    let session = stock::begin(repo)?;
+    let summary = if options.instant {
+        run_instantly(repo, &session, options, reporter)?
+    } else {
+        run_once(repo, &session, options, reporter)?
+    };
+    session.end()?;
+    Ok(summary)
+}
+
+/// Frees what is wholly unused before anything is copied, since the disk may be full: condemn; delete and repack;
+/// delete what was repacked. That nothing else is running is asked for at the start; what begins meanwhile is seen by
+/// the same rules as ever.
+fn run_instantly(
+    repo: &Arc<Repository>,
+    session: &SessionGuard,
+    options: &Options,
+    reporter: &Reporter,
+) -> Result<Summary> {
+    if let Some(other) = session.others()?.iter().find(|s| !s.is_dead(session.store_time())) {
+        return Err(Error::Locked { what: "the repository".into(), by: other.describe() });
+    }
+    let no_repack = Options { max_repack: Some(0), ..options.clone() };
+    let no_policy = Options { policy: Policy::default(), ..options.clone() };
+    let no_more = Options { policy: Policy::default(), ..no_repack.clone() };
+    let mut total = run_once(repo, session, &no_repack, reporter)?;
+    for options in [no_policy, no_more] {
+        let next = run_once(repo, session, &options, reporter)?;
+        total.packs_deleted += next.packs_deleted;
+        total.bytes_deleted += next.bytes_deleted;
+        total.packs_condemned += next.packs_condemned;
+        total.bytes_condemned += next.bytes_condemned;
+        total.packs_repacked += next.packs_repacked;
+        total.bytes_repacked += next.bytes_repacked;
+        total.bytes_unused_kept = next.bytes_unused_kept;
+        total.waiting_for = next.waiting_for;
+    }
+    Ok(total)
+}
+
+fn run_once(repo: &Arc<Repository>, session: &SessionGuard, options: &Options, reporter: &Reporter) -> Result<Summary> {
+    for _ in 0..ATTEMPTS {
+        let stock = Stock::take(repo, Some(session), reporter)?;
+        let now = (clock::now(), session.store_time());
+        let (plan, reach) = make_plan(repo, &stock, options, now, reporter)?;
+        reporter.progress.bytes_total.store(plan.reclaim.repack_bytes, Ordering::Relaxed);
+        if execute(repo, session, &stock, &plan, reach, reporter)? == Outcome::Done {
+            return Ok(summary(&stock, plan, options));
+        }
+    }
+    Err(Error::Locked { what: "the list of snapshots".into(), by: "other commands that keep changing it".into() })
+}
+
+/// Makes the plan. The set that comes with it holds what all snapshots need, if anything is to be deleted, and else
+/// what the remaining ones need.
+fn make_plan(
+    repo: &Repository,
+    stock: &Stock,
+    options: &Options,
+    now: (Time, Time),
+    reporter: &Reporter,
+) -> Result<(Plan, Reach)> {
+    let verdicts = judge(stock, options, now.0)?;
+    let (ripe, waiting_for) = plan::ripe(&stock.records, &stock.live, options.grace_secs, now);
+    let trees = |keep: bool| {
+        verdicts.iter().filter(|v| v.keep.is_empty() != keep).map(|v| v.named.snapshot.tree).collect::<Vec<_>>()
+    };
+    let mut reach = Reach::default();
+    reach.add(repo, trees(true), reporter)?;
+    let mut except = Vec::new();
+    let mut deletion = Deletion::default();
+    if !ripe.is_empty() {
+        // What this run forgets can be taken back until a later one deletes it.
+        except = reach.add(repo, trees(false), reporter)?.blobs;
+        deletion = plan::deletion(&repo.index(), &ripe, &stock.unsound, reach.needed())?;
+    }
+    let reclaim = plan::reclaim(&Inputs {
+        index: &repo.index(),
+        needed: Needed { all: reach.needed(), except: except.into_iter().collect() },
+        unsound: &stock.unsound,
+        young: &stock.young,
+        reinstated: &deletion.reinstated,
+        max_unused: options.max_unused,
+        max_repack: options.max_repack,
+    })?;
+    Ok((Plan { verdicts, deletion, reclaim, waiting_for }, reach))
+}
+
+/// Judges all snapshots, oldest first.
+fn judge(stock: &Stock, options: &Options, now: Time) -> Result<Vec<Verdict>> {
+    let mut judged: HashMap<SnapshotId, Vec<String>> = HashMap::new();
+    let mut otherwise = "no keep option was given";
+    if !options.policy.is_empty() {
+        otherwise = "left out by the filters";
+        let chosen = options.filter.apply(stock.snapshots.clone());
+        let verdicts = policy::apply(&options.policy, chosen, now)?;
+        judged.extend(verdicts.into_iter().map(|v| (v.named.id, v.keep)));
+    }
+    let verdict = |named: &crate::repo::Named| {
+        let keep = judged.get(&named.id).cloned().unwrap_or_else(|| vec![otherwise.into()]);
+        Verdict { named: named.clone(), keep }
+    };
+    Ok(stock.snapshots.iter().map(verdict).collect())
+}
+
+fn summary(stock: &Stock, plan: Plan, options: &Options) -> Summary {
+    let Plan { verdicts, deletion, reclaim, waiting_for } = plan;
+    let deleted: Vec<_> = deletion.packs.iter().filter_map(|id| stock.packs.get(id)).collect();
+    let mut summary = Summary {
+        forgotten: verdicts.iter().filter(|v| v.keep.is_empty()).count() as u64,
+        verdicts,
+        packs_deleted: deleted.len() as u64,
+        bytes_deleted: deleted.iter().map(|l| l.bytes).sum(),
+        packs_condemned: (reclaim.unused.len() + reclaim.repack.len()) as u64,
+        bytes_condemned: reclaim.bytes,
+        packs_repacked: reclaim.repack.len() as u64,
+        bytes_repacked: reclaim.repack_bytes,
+        bytes_unused_kept: reclaim.unused_kept_bytes,
+        waiting_for,
+    };
+    if options.dry_run && options.instant {
+        summary.packs_deleted += summary.packs_condemned;
+        summary.bytes_deleted += summary.bytes_condemned;
+    }
+    summary
+}

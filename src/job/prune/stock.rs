@@ -1,0 +1,118 @@
+//! What there is: snapshots, packs, index and sessions, listed in the order in which a prune can rely on them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::backend::{Listed, layout};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::format::control::SessionKind;
+use crate::id::{PackId, SnapshotId};
+use crate::repo::{Condemnation, Lost, Named, Repository, Running, SessionGuard};
+use crate::report::Reporter;
+
+/// How often a prune tries again when another one began at the same moment.
+const ATTEMPTS: u8 = 3;
+
+/// What a prune finds.
+pub struct Stock {
+    /// Other sessions that are running.
+    pub live: Vec<Running>,
+    /// All snapshots, oldest first.
+    pub snapshots: Vec<Named>,
+    /// Records of condemned packs.
+    pub records: Vec<Condemnation>,
+    /// The index files that are in memory.
+    pub index_files: Vec<String>,
+    /// The packs in the store.
+    pub packs: HashMap<PackId, Listed>,
+    /// Packs that a running writer may just have stored, or that came while this was listed.
+    pub young: HashSet<PackId>,
+    /// Packs in the index that are missing, or don't have the length they should have.
+    pub unsound: HashSet<PackId>,
+    /// Whether there are packs that no index file describes; they are in the index in memory.
+    pub adopted: bool,
+}
+
+/// Begins a prune's session, clears dead sessions away, and makes sure that no other prune runs.
+///
+/// Two that begin at once announce themselves before they look, so that at least one sees the other; each that does
+/// gives way, and tries again a moment later.
+///
+/// # Errors
+/// [`Error::Locked`] if another prune is running.
+pub fn begin(repo: &Arc<Repository>) -> Result<SessionGuard> {
+    let mut attempt = 1;
+    loop {
+        let session = SessionGuard::start(repo, SessionKind::Prune)?;
+        let mut rival = None;
+        for other in session.others()? {
+            if other.is_dead(session.store_time()) {
+                repo.reap(&other)?;
+            } else if other.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune) {
+                rival = Some(other);
+            }
+        }
+        let Some(rival) = rival else { return Ok(session) };
+        session.end()?;
+        if attempt == ATTEMPTS {
+            return Err(Error::Locked { what: "pruning this repository".into(), by: rival.describe() });
+        }
+        attempt += 1;
+        let [moment] = crate::crypto::random::<1>()?;
+        std::thread::sleep(std::time::Duration::from_millis(20 + u64::from(moment)));
+    }
+}
+
+impl Stock {
+    /// Lists everything and loads the index. `own` is this run's session, which a dry run doesn't have.
+    ///
+    /// The order matters. Packs are listed before sessions: a pack of that list was stored by a session that is
+    /// still running, and then is younger than that session, or by one that has ended, whose snapshot then is in the
+    /// list of snapshots that follows. So a pack is never taken for unused because its snapshot is not there *yet*.
+    /// The index comes after the snapshots, since what a snapshot needs is in the index before the snapshot exists.
+    ///
+    /// # Errors
+    /// An error that names it if a snapshot can't be read: what it needs can't be known. Storage errors.
+    pub fn take(repo: &Repository, own: Option<&SessionGuard>, reporter: &Reporter) -> Result<Self> {
+        let mut packs = list_packs(repo)?;
+        let mut live = repo.sessions()?;
+        let store_now = own.map_or_else(clock::now, SessionGuard::store_time);
+        live.retain(|s| Some(s.name.as_str()) != own.map(SessionGuard::name) && !s.is_dead(store_now));
+        let (snapshots, lost) = repo.read_snapshots()?;
+        if let Some(Lost { error, .. }) = lost.into_iter().next() {
+            return Err(error);
+        }
+        let records = repo.condemned(reporter)?;
+        let loaded = repo.load_index_files(&records, reporter)?;
+        let adopted = !repo.adopt_packs(reporter)?.is_empty();
+
+        let mut young = HashSet::new();
+        if let Some(oldest) = live.iter().map(|s| s.first_seen).min() {
+            young.extend(packs.iter().filter(|(_, listed)| listed.modified >= oldest).map(|(id, _)| *id));
+        }
+        if repo.index().packs().iter().any(|p| !packs.contains_key(&p.id)) {
+            for (id, listed) in list_packs(repo)? {
+                if packs.insert(id, listed).is_none() {
+                    young.insert(id);
+                }
+            }
+        }
+        let is_sound = |id, bytes| packs.get(id).is_some_and(|listed: &Listed| listed.bytes == bytes);
+        let index = repo.index();
+        let unsound = index.packs().iter().filter(|p| !is_sound(&p.id, p.file_bytes)).map(|p| p.id).collect();
+        drop(index);
+        Ok(Self { live, snapshots, records, index_files: loaded.files, packs, young, unsound, adopted })
+    }
+
+    /// The ids of the snapshots.
+    pub fn snapshot_ids(&self) -> HashSet<SnapshotId> {
+        self.snapshots.iter().map(|n| n.id).collect()
+    }
+}
+
+fn list_packs(repo: &Repository) -> Result<HashMap<PackId, Listed>> {
+    let mut listed = repo.backend().list(layout::DATA_PACKS)?;
+    listed.extend(repo.backend().list(layout::METADATA_PACKS)?);
+    Ok(listed.into_iter().filter_map(|l| layout::parse_pack(&l.path).map(|(_, id)| (id, l))).collect())
+}
