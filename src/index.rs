@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use crate::crypto::BlobType;
 use crate::format::header::Kind;
 use crate::format::index::{Index, IndexedFrame, IndexedPack, Record};
-use crate::format::pack::PackInfo;
+use crate::format::pack::{Entry, PackInfo};
 use crate::id::{BlobId, PackId};
 
 /// Where a blob is, in terms of this index.
@@ -132,6 +132,28 @@ impl BlobIndex {
         first.chain(self.others.iter().flat_map(|(id, places)| places.iter().map(move |p| (id, *p))))
     }
 
+    /// The blobs of a pack, as its directory lists them, that this index doesn't place where they are; `number` is the
+    /// pack's in [`BlobIndex::packs`].
+    pub fn untold(&self, number: u32, pack: &PackInfo) -> Vec<BlobId> {
+        let mut untold = Vec::new();
+        for (frame, info) in (0..).zip(&pack.frames) {
+            let mut offset = 0;
+            for Entry { id, kind, plain_bytes } in info.entries.iter().copied() {
+                let place = Place { pack: number, frame, offset, plain_bytes, kind };
+                offset += plain_bytes;
+                if !self.places(&id).any(|p| p == place) {
+                    untold.push(id);
+                }
+            }
+        }
+        untold
+    }
+
+    /// The number of a pack.
+    pub fn number(&self, id: &PackId) -> Option<u32> {
+        self.numbers.get(id).copied()
+    }
+
     /// How many different blobs there are.
     pub fn len(&self) -> usize {
         self.blobs.len()
@@ -179,7 +201,7 @@ impl IndexedPack {
 mod tests {
     use super::*;
     use crate::crypto::{Keys, Secret};
-    use crate::format::pack::{Encoding, Entry, Frame, PackBuilder};
+    use crate::format::pack::{Encoding, Frame, PackBuilder};
 
     fn pack(ids: &[u8]) -> PackInfo {
         let mut builder = PackBuilder::new(Kind::DataPack);

@@ -1,6 +1,10 @@
 //! What the commands do. Jobs may use `repo`, `source` and below, never each other, and never the terminal.
 
+pub mod check;
 pub mod create;
+#[cfg(test)]
+mod damage_tests;
 pub mod forget;
 pub mod policy;
 pub mod prune;
+pub mod repair;

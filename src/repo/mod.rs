@@ -4,6 +4,7 @@
 
 mod control;
 mod copy;
+mod materialise;
 mod open;
 mod pages;
 mod reach;
@@ -13,6 +14,7 @@ mod session;
 #[cfg(test)]
 pub(crate) mod testing;
 mod unlock;
+mod verify;
 mod write;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -27,10 +29,11 @@ pub use copy::copy;
 pub use open::LoadedIndex;
 pub use pages::Leaf;
 pub use reach::{Added, Reach};
-pub use read::FrameReader;
+pub use read::{FrameReader, MAX_BASE_DEPTH};
 pub use select::Filter;
 pub use session::{Running, SessionGuard, host};
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
+pub use verify::Audit;
 pub use write::{Claims, GATHER_BYTES, Gather, Writer, Written, encode_frame};
 
 /// An open repository.
@@ -67,5 +70,12 @@ impl Repository {
     /// Changes the index in memory.
     pub fn with_index<T>(&self, change: impl FnOnce(&mut BlobIndex) -> T) -> T {
         change(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another index in the place of the one in memory. Decoded frames are dropped with it: they are kept under
+    /// the old index's numbers.
+    pub fn replace_index(&self, index: BlobIndex) {
+        self.with_index(|old| *old = index);
+        self.frames.clear();
     }
 }

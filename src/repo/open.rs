@@ -176,9 +176,7 @@ impl Repository {
             }
         }
         index.condemn(condemned.iter().flat_map(|c| c.record.packs.iter().copied()));
-        self.with_index(|i| *i = index);
-        // Cached frames go by the numbers of packs in the old index.
-        self.frames.clear();
+        self.replace_index(index);
         Ok(loaded)
     }
 

@@ -10,7 +10,7 @@ use crate::backend::layout;
 use crate::crypto::{BlobType, ObjectKey};
 use crate::error::{Error, Result};
 use crate::format::MAX_TREE_NODES;
-use crate::format::pack::{Encoding, class_key, frame_aad};
+use crate::format::pack::{Encoding, FrameInfo, PackInfo, class_key, frame_aad};
 use crate::format::pagemap::{Inner, Root};
 use crate::format::segment::{Decoded, Encoded};
 use crate::format::tree::{Content, Node, Tree};
@@ -20,7 +20,7 @@ use crate::index::Place;
 /// Decoded frames that are kept, in bytes: trees lie many to a frame.
 const FRAME_CACHE_BYTES: usize = 8 << 20;
 /// Longest chain of segments that lean on each other.
-const MAX_BASE_DEPTH: usize = 16;
+pub const MAX_BASE_DEPTH: usize = 16;
 
 #[derive(Default)]
 pub(super) struct FrameCache(Mutex<Cached>);
@@ -37,12 +37,12 @@ impl FrameCache {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, key: (u32, u32)) -> Option<Arc<Vec<u8>>> {
-        self.lock().frames.iter().rev().find(|(k, _)| *k == key).map(|(_, frame)| frame.clone())
-    }
-
     pub(super) fn clear(&self) {
         *self.lock() = Cached::default();
+    }
+
+    fn get(&self, key: (u32, u32)) -> Option<Arc<Vec<u8>>> {
+        self.lock().frames.iter().rev().find(|(k, _)| *k == key).map(|(_, frame)| frame.clone())
     }
 
     fn put(&self, key: (u32, u32), frame: &Arc<Vec<u8>>) {
@@ -71,6 +71,26 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
+    /// For frame number `frame` of a pack whose directory was read, at `offset` in the file.
+    pub(super) fn of_pack(pack: &PackInfo, frame: u32, offset: u64, info: &FrameInfo) -> Self {
+        Self {
+            what: format!("frame {frame} of pack {}", pack.id),
+            path: layout::pack(pack.header.kind, pack.id),
+            offset,
+            stored_bytes: info.stored_bytes,
+            position: frame + 1,
+            plain_bytes: info.plain_bytes,
+            encoding: info.encoding,
+            header: pack.header,
+            bases: info.bases.clone(),
+        }
+    }
+
+    /// Segments that are needed to decode the frame.
+    pub fn bases(&self) -> &[BlobId] {
+        &self.bases
+    }
+
     /// The pack's path in the repository.
     pub fn path(&self) -> &str {
         &self.path

@@ -1,0 +1,217 @@
+//! The small objects: config, key slots, snapshots and their chain, tombs, records of condemned packs, sessions.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{damage, note, reason, some_of};
+use crate::backend::{Listed, layout};
+use crate::error::{Error, Result};
+use crate::format::config::Config;
+use crate::format::control::{self, Condemned, Session};
+use crate::format::header::Kind;
+use crate::format::keyslot::Slot;
+use crate::format::{MAX_CONFIG_BYTES, MAX_CONTROL_BYTES, MAX_SLOT_BYTES, MAX_SLOTS};
+use crate::repo::{Named, Repository};
+use crate::report::Reporter;
+
+/// Folder of objects that are being written.
+const TEMPORARY: &str = "tmp/";
+const PUT_BACK: &str = "put the file back from a copy of the repository if there is one";
+
+/// Checks all control objects and returns the snapshots that could be read.
+pub(super) fn check(repo: &Repository, reporter: &Reporter) -> Result<Vec<Named>> {
+    for path in [layout::CONFIG, layout::CONFIG_COPY] {
+        check_config(repo, path, reporter)?;
+    }
+    check_slots(repo, reporter)?;
+    check_records(repo, reporter)?;
+    let (tombs, lost) = repo.read_tombs()?;
+    for lost in lost {
+        let why = reason(&repo.only_this_object(lost.error)?);
+        damage(
+            reporter,
+            &lost.path,
+            format!("{why}; this forgotten snapshot can't be taken back any more, and no other is affected"),
+            format!("{PUT_BACK}, or delete it"),
+        );
+    }
+    let (snapshots, lost) = repo.read_snapshots()?;
+    for lost in lost {
+        let why = reason(&repo.only_this_object(lost.error)?);
+        damage(
+            reporter,
+            &lost.path,
+            format!(
+                "{why}; this snapshot can't be restored, and no prune runs while it is there; its data is untouched"
+            ),
+            format!("{PUT_BACK}; else delete it, which gives up this snapshot and no other"),
+        );
+    }
+    check_chains(&snapshots, &tombs, reporter);
+    Ok(snapshots)
+}
+
+fn check_config(repo: &Repository, path: &str, reporter: &Reporter) -> Result<()> {
+    let read = repo.backend().get(path, MAX_CONFIG_BYTES as u64);
+    let why = match read.and_then(|bytes| Ok((Config::parse(&bytes, path)?, bytes))) {
+        Ok((_, bytes)) if !Config::is_authentic(repo.keys(), &bytes) => {
+            "it was not written with this repository's keys".into()
+        }
+        Ok((config, _)) if config != *repo.config() => "it differs from its copy".into(),
+        Ok(_) => return Ok(()),
+        Err(e) => reason(&repo.only_this_object(e)?),
+    };
+    let why = format!("{why}; its copy is used, and if that goes too the repository can't be opened");
+    damage(reporter, path, why, "run `snapshot repair index`, which writes it anew");
+    Ok(())
+}
+
+fn check_slots(repo: &Repository, reporter: &Reporter) -> Result<()> {
+    let listed = repo.backend().list(layout::KEYS)?;
+    let mut sound = 0;
+    for slot in &listed {
+        let read = get_named(repo, slot, MAX_SLOT_BYTES);
+        match read.and_then(|bytes| Slot::parse(&bytes, &slot.path)) {
+            Ok(_) => sound += 1,
+            Err(Error::Missing { .. }) => {}
+            Err(e) => damage(
+                reporter,
+                &slot.path,
+                format!(
+                    "{}; the password or key file that it belongs to may not open the repository",
+                    reason(&repo.only_this_object(e)?)
+                ),
+                "run `snapshot key add` for a new one and `snapshot key remove` for this one",
+            ),
+        }
+    }
+    if sound == 0 {
+        let why = "no key slot is readable: once this run ends, nobody can open the repository any more";
+        damage(reporter, layout::KEYS, why, "run `snapshot key add` now if you can, or put the slots back from a copy");
+    }
+    if listed.len() > MAX_SLOTS {
+        let why = format!("there are {} key slots, and only {MAX_SLOTS} are tried", listed.len());
+        note(reporter, layout::KEYS, why, "run `snapshot key remove` for those that nobody uses");
+    }
+    Ok(())
+}
+
+/// Reads an object whose name must be the hash of its bytes.
+fn get_named(repo: &Repository, listed: &Listed, max_bytes: usize) -> Result<Vec<u8>> {
+    let bytes = repo.backend().get(&listed.path, max_bytes as u64)?;
+    if blake3::hash(&bytes).to_string() == listed.name() {
+        Ok(bytes)
+    } else {
+        Err(Error::corrupt(&listed.path, "its contents do not have the hash that is its name"))
+    }
+}
+
+/// Records of condemned packs, and sessions: neither holds data, but broken ones hold up a prune.
+fn check_records(repo: &Repository, reporter: &Reporter) -> Result<()> {
+    for listed in repo.backend().list(layout::GC)? {
+        let read = get_named(repo, &listed, MAX_CONTROL_BYTES);
+        match read.and_then(|b| control::open::<Condemned>(repo.keys(), Kind::Gc, &b, &listed.path)) {
+            Ok(_) | Err(Error::Missing { .. }) => {}
+            Err(e) => damage(
+                reporter,
+                &listed.path,
+                format!(
+                    "{}; the packs that it condemned stay until they are condemned again",
+                    reason(&repo.only_this_object(e)?)
+                ),
+                "run `snapshot repair index`, which removes it",
+            ),
+        }
+    }
+    for listed in repo.backend().list(layout::SESSIONS)? {
+        let read = repo.backend().get(&listed.path, MAX_CONTROL_BYTES as u64);
+        match read.and_then(|b| control::open::<Session>(repo.keys(), Kind::Session, &b, &listed.path)) {
+            Ok(_) | Err(Error::Missing { .. }) => {}
+            Err(e) => damage(
+                reporter,
+                &listed.path,
+                format!(
+                    "{}; no data is affected, but a prune waits a day for the run that it may belong to",
+                    reason(&repo.only_this_object(e)?)
+                ),
+                "run `snapshot prune` a day later, or `snapshot unlock` when nothing else is running",
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the generations of each source lead to each other. Prunes take links out of a chain legitimately; what they
+/// never do is put another snapshot in the place of one.
+fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
+    let mut sources: BTreeMap<(&str, &str), BTreeMap<u64, Vec<&Named>>> = BTreeMap::new();
+    let all = || snapshots.iter().chain(tombs);
+    for named in all() {
+        let snapshot = &named.snapshot;
+        let source = sources.entry((&snapshot.host, &snapshot.source)).or_default();
+        source.entry(snapshot.generation).or_default().push(named);
+    }
+    let ids: HashMap<_, _> = all().map(|n| (n.id, n)).collect();
+    for ((host, source), generations) in &sources {
+        let mut gaps = Vec::new();
+        for named in generations.values().flatten() {
+            let Some(previous) = named.snapshot.previous else { continue };
+            let before = named.snapshot.generation.saturating_sub(1);
+            let what = layout::snapshot(named.id);
+            let twins = generations.get(&before);
+            match ids.get(&previous).map(|p| &p.snapshot) {
+                Some(p) if p.host == *host && p.source == *source && p.generation < named.snapshot.generation => {}
+                Some(_) => damage(
+                    reporter,
+                    &what,
+                    format!("the snapshot before it, {}, is of another source or younger", previous.short()),
+                    "compare both with `snapshot ls` before you rely on either",
+                ),
+                None if twins.is_some() => damage(
+                    reporter,
+                    &what,
+                    format!(
+                        "generation {before} of {host}:{source} is not the snapshot {} that it was made after: it was replaced",
+                        previous.short()
+                    ),
+                    "compare it with `snapshot ls` before you rely on that generation",
+                ),
+                None => gaps.push(format!("generation {before} (snapshot {})", previous.short())),
+            }
+        }
+        if !gaps.is_empty() {
+            let total = gaps.len() as u64;
+            note(
+                reporter,
+                &format!("{host}:{source}"),
+                format!("not there any more: {}", some_of(gaps, total, 5)),
+                "nothing to do if they were pruned; else look for who deleted them",
+            );
+        }
+    }
+}
+
+/// Lists the whole repository, notes what doesn't belong there, and returns the packs.
+pub(super) fn list_all(repo: &Repository, reporter: &Reporter) -> Result<Vec<Listed>> {
+    const FOLDERS: [&str; 6] =
+        [layout::KEYS, layout::INDEX, layout::SNAPSHOTS, layout::TOMBS, layout::GC, layout::SESSIONS];
+    let (mut packs, mut unfinished) = (Vec::new(), Vec::new());
+    for listed in repo.backend().list("")? {
+        let path = listed.path.as_str();
+        if layout::parse_pack(path).is_some() {
+            packs.push(listed);
+        } else if path.starts_with(TEMPORARY) {
+            unfinished.push(listed);
+        } else if path != layout::CONFIG
+            && path != layout::CONFIG_COPY
+            && !FOLDERS.iter().any(|folder| path.starts_with(folder))
+        {
+            note(reporter, path, "it is no object of this repository", "look at it, and delete it if nobody needs it");
+        }
+    }
+    if !unfinished.is_empty() && repo.sessions()?.is_empty() {
+        let bytes: u64 = unfinished.iter().map(|l| l.bytes).sum();
+        let why = format!("{} unfinished files of interrupted runs, {bytes} bytes", unfinished.len());
+        note(reporter, TEMPORARY, why, "they can be deleted while no other run writes to this repository");
+    }
+    Ok(packs)
+}

@@ -1,0 +1,168 @@
+//! Reading whole packs to verify every byte of them.
+//!
+//! A pack is held in memory while it is verified: [`READERS`] of them at a time, whatever the number of processors,
+//! and the frames of each are shared out among those.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::bounded;
+use rayon::prelude::*;
+
+use super::{FrameReader, Repository};
+use crate::backend::{Listed, layout};
+use crate::error::{Error, Result};
+use crate::format::MAX_PACK_BYTES;
+use crate::format::pack::{Encoding, FrameInfo, PackInfo, open_directory};
+use crate::id::BlobId;
+use crate::report::Reporter;
+
+/// Packs of up to 24 MiB that are in memory at once: one is fetched while the other is decoded.
+const READERS: usize = 2;
+
+/// What reading a whole pack found.
+pub struct Audit {
+    /// What its directory says.
+    pub info: PackInfo,
+    /// Whether the file's BLAKE3 is its name.
+    pub intact: bool,
+    /// Blobs that can't be had from it.
+    pub bad: Vec<BlobId>,
+    /// What is wrong with which frame, in words.
+    pub faults: Vec<String>,
+    /// Which slots of each segment are present: bit n for slot n.
+    pub slots: Vec<(BlobId, u64)>,
+}
+
+/// What is wrong with one frame, or the present slots of a sound segment.
+enum Found {
+    Sound(Option<(BlobId, u64)>),
+    Bad { blobs: Vec<BlobId>, why: String },
+}
+
+impl Repository {
+    /// Reads and verifies whole packs, in no particular order; `each` is called on this thread with each result.
+    ///
+    /// # Errors
+    /// What `each` returns, and [`Error::Interrupted`].
+    pub fn audit_packs(
+        &self,
+        packs: &[Listed],
+        reporter: &Reporter,
+        mut each: impl FnMut(&Listed, Result<Audit>) -> Result<()>,
+    ) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let (send, receive) = bounded(READERS);
+            for _ in 0..READERS {
+                let (send, next) = (send.clone(), &next);
+                scope.spawn(move || {
+                    while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        reporter.current(|| pack.path.clone());
+                        if send.send((pack, self.audit_pack(&pack.path))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            for (pack, audit) in receive {
+                reporter.check_interrupt()?;
+                each(pack, audit)?;
+                reporter.advance(pack.bytes, 0);
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads a whole pack and verifies it: the file's hash, its directory, every frame and the id of every blob.
+    ///
+    /// # Errors
+    /// When it can't be read, or its directory is damaged. Damage behind that is in the [`Audit`].
+    fn audit_pack(&self, path: &str) -> Result<Audit> {
+        let (kind, id) = layout::parse_pack(path).ok_or_else(|| Error::corrupt(path, "it has no pack's name"))?;
+        let bytes = self.backend.get(path, MAX_PACK_BYTES)?;
+        let info = open_directory(&self.keys, id, kind, bytes.len() as u64, &bytes)?;
+        let frames: Vec<_> = (0..).zip(info.frame_offsets()).zip(&info.frames).collect();
+        let hash = || blake3::Hasher::new().update_rayon(&bytes).finalize();
+        let audit = || {
+            let one = |((number, offset), frame): &((u32, u64), &FrameInfo)| {
+                self.audit_frame(&FrameReader::of_pack(&info, *number, *offset, frame), frame, &bytes)
+            };
+            frames.par_iter().map(one).collect::<Vec<_>>()
+        };
+        let (hash, found) = rayon::join(hash, audit);
+        let intact = *hash.as_bytes() == id.0;
+        let (mut bad, mut faults, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        for found in found {
+            match found {
+                Found::Sound(present) => slots.extend(present),
+                Found::Bad { blobs, why } => {
+                    bad.extend(blobs);
+                    faults.push(why);
+                }
+            }
+        }
+        drop(frames);
+        Ok(Audit { info, intact, bad, faults, slots })
+    }
+
+    fn audit_frame(&self, reader: &FrameReader, frame: &FrameInfo, pack: &[u8]) -> Found {
+        let all = |why: Error| Found::Bad { blobs: frame.entries.iter().map(|e| e.id).collect(), why: why.to_string() };
+        let (from, len) = reader.range();
+        // open_directory has seen to it that all frames lie within the file.
+        let sealed = pack.get(from as usize..(from + len) as usize).unwrap_or_default().to_vec();
+        let body = match reader.open(self, sealed) {
+            Ok(body) => body,
+            Err(e) => return all(e),
+        };
+        match (frame.encoding, frame.entries.as_slice()) {
+            (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, &body, 0) {
+                Ok(decoded) => {
+                    let present = (0..decoded.hashes.len()).filter(|slot| decoded.page(*slot).is_some());
+                    Found::Sound(Some((only.id, present.fold(0, |bits, slot| bits | 1 << slot))))
+                }
+                // A base that is damaged counts where it lies, not here.
+                Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Sound(None),
+                Err(e) => all(e),
+            },
+            _ => match reader.decode(body) {
+                Ok(plain) => self.audit_blobs(frame, &plain),
+                Err(e) => all(e),
+            },
+        }
+    }
+
+    fn audit_blobs(&self, frame: &FrameInfo, plain: &[u8]) -> Found {
+        let mut rest = plain;
+        let mut bad = Vec::new();
+        for entry in &frame.entries {
+            let Some((blob, after)) = rest.split_at_checked(entry.plain_bytes as usize) else {
+                bad.push(entry.id);
+                continue;
+            };
+            rest = after;
+            if self.keys.blob_id(entry.kind, blob) != entry.id {
+                bad.push(entry.id);
+            }
+        }
+        match bad.first() {
+            None => Found::Sound(None),
+            Some(first) => {
+                let why = format!("blob {first} is damaged: its bytes are not those that its id stands for");
+                Found::Bad { blobs: bad, why }
+            }
+        }
+    }
+
+    /// Tells an error that concerns one object, which is handed back, from a store that doesn't answer at all.
+    ///
+    /// # Errors
+    /// The same error, if going on makes no sense.
+    pub fn only_this_object(&self, error: Error) -> Result<Error> {
+        match error {
+            Error::Storage { .. } if self.backend.list(layout::KEYS).is_err() => Err(error),
+            Error::Interrupted | Error::File { .. } => Err(error),
+            error => Ok(error),
+        }
+    }
+}
