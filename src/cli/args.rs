@@ -1,0 +1,412 @@
+//! The command line as written: one struct for each command, checked by clap. Longer help stands in `help`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use snapshot::format::cbor::Time;
+use snapshot::job::check::ReadData;
+use snapshot::job::prune::Limit;
+
+use super::{help, parse};
+
+/// Encrypted, deduplicated snapshots of applications that keep a live SQLite database and files.
+#[derive(Debug, Parser)]
+#[command(name = "snapshot", version, after_help = help::TOP_SHORT, after_long_help = help::TOP)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The repository: a path, or file:///path [env: SNAPSHOT_REPO] [default: one in your data directory]
+    #[arg(short, long, global = true, value_name = "URL")]
+    pub repo: Option<OsString>,
+    /// Take the password from the first line of this file [env: SNAPSHOT_PASSWORD_FILE]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["password_command", "key_file"])]
+    pub password_file: Option<PathBuf>,
+    /// Take the password from the first line this command prints; run by sh [env: SNAPSHOT_PASSWORD_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", conflicts_with = "key_file")]
+    pub password_command: Option<OsString>,
+    /// Unlock with this key file instead of a password [env: SNAPSHOT_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Print one JSON document; progress and problems become JSON lines on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but errors, warnings and what was asked for
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Show no progress
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+    /// Keep temporary data in the system's temporary directory instead of the cache directory
+    #[arg(long, global = true, conflicts_with = "cache_dir")]
+    pub no_cache: bool,
+    /// Directory for temporary data [default: snapshot in your cache directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a repository
+    #[command(after_long_help = help::INIT)]
+    Init(Init),
+    /// Take a snapshot of directories, files, or the output of a command
+    #[command(after_long_help = help::CREATE)]
+    Create(Box<Create>),
+    /// Show the snapshots
+    #[command(after_long_help = help::LIST)]
+    List(List),
+    /// Show the files in a snapshot
+    #[command(after_long_help = help::LS)]
+    Ls(Ls),
+    /// Write one file or database of a snapshot to standard output
+    #[command(after_long_help = help::DUMP)]
+    Dump(Dump),
+    /// Get a snapshot back
+    #[command(after_long_help = help::RESTORE)]
+    Restore(Restore),
+    /// Drop single snapshots; `undo-forget` takes them back while their data is there
+    #[command(after_long_help = help::FORGET)]
+    Forget(Forget),
+    /// Take forgotten snapshots back
+    #[command(after_long_help = help::UNDO_FORGET)]
+    UndoForget(Forget),
+    /// Drop old snapshots by rules, and reclaim the space of what no snapshot needs
+    #[command(after_long_help = help::PRUNE)]
+    Prune(Prune),
+    /// Look for damage in the repository
+    #[command(after_long_help = help::CHECK)]
+    Check(Check),
+    /// Mend what `check` found, never deleting what can still be read
+    #[command(subcommand, after_long_help = help::REPAIR)]
+    Repair(Repair),
+    /// Manage the passwords, key files and recovery codes that open the repository
+    #[command(subcommand, after_long_help = help::KEY)]
+    Key(Key),
+    /// Print a script that completes this command in a shell
+    #[command(after_long_help = help::COMPLETIONS)]
+    Completions(Completions),
+    /// Hold a database for the process that started this one
+    #[command(hide = true)]
+    HoldDatabase(HoldDatabase),
+}
+
+/// Cost of hashing a password.
+#[derive(Debug, Args)]
+pub struct Kdf {
+    /// Memory for hashing the password, in MiB (or like 1G): more makes guessing dearer, and unlocking
+    #[arg(long, value_name = "MIB", value_parser = parse::memory_kib)]
+    pub kdf_memory: Option<u32>,
+    /// Passes over that memory
+    #[arg(long, value_name = "N")]
+    pub kdf_time: Option<u32>,
+}
+
+/// `init`
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Cost of hashing a password.
+    #[command(flatten)]
+    pub kdf: Kdf,
+}
+
+/// `create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Directories and files; with --stdin-from-command, the command and its arguments
+    #[arg(value_name = "PATH", required_unless_present = "stdin", conflicts_with = "stdin")]
+    pub paths: Vec<OsString>,
+    /// A label, to select snapshots by (may be repeated)
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Host name to record [default: this machine's]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Name of the source, whose generations are counted [default: the absolute path]
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Time to record, RFC 3339 [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse::time)]
+    pub time: Option<Time>,
+    /// Leave out what matches, in gitignore syntax (may be repeated)
+    #[arg(long = "exclude", value_name = "GLOB")]
+    pub excludes: Vec<String>,
+    /// Leave out what matches a line of this file, in gitignore syntax (may be repeated)
+    #[arg(long = "exclude-file", value_name = "FILE")]
+    pub exclude_files: Vec<PathBuf>,
+    /// Leave out the contents of directories marked by a CACHEDIR.TAG
+    #[arg(long)]
+    pub exclude_caches: bool,
+    /// Stay on the file systems of the paths given
+    #[arg(long)]
+    pub one_file_system: bool,
+    /// Read everything, store nothing, and say what would be stored
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take a snapshot of standard input
+    #[arg(long, conflicts_with = "stdin_from_command")]
+    pub stdin: bool,
+    /// Take a snapshot of what a command prints; none is made if the command fails
+    #[arg(long)]
+    pub stdin_from_command: bool,
+    /// Name of the file that holds it in the snapshot [default: stdin]
+    #[arg(long, value_name = "NAME")]
+    pub stdin_name: Option<OsString>,
+    /// How hard to compress, from 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub compression: i32,
+    /// Longest time to hold up writers of a database in rollback-journal mode; those in WAL mode never wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub max_lock: u64,
+}
+
+/// Which snapshots are meant.
+#[derive(Debug, Default, Args)]
+pub struct Filters {
+    /// Only snapshots of this host (may be repeated)
+    #[arg(long = "host")]
+    pub hosts: Vec<String>,
+    /// Only snapshots of this source (may be repeated)
+    #[arg(long = "source", value_name = "NAME")]
+    pub sources: Vec<String>,
+    /// Only snapshots with this tag (may be repeated)
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Only snapshots of this path (may be repeated)
+    #[arg(long = "path", value_name = "PATH")]
+    pub paths: Vec<OsString>,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// Which snapshots.
+    #[command(flatten)]
+    pub filters: Filters,
+    /// Only the newest N of each source
+    #[arg(long, value_name = "N")]
+    pub latest: Option<usize>,
+}
+
+/// `ls`
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+    /// Show only this directory or file
+    pub path: Option<OsString>,
+    /// Show permissions, owner, size and time, too
+    #[arg(short, long)]
+    pub long: bool,
+    /// Go into directories: the default
+    #[arg(short = 'R', long, overrides_with = "no_recursive")]
+    pub recursive: bool,
+    /// Don't go into directories
+    #[arg(long, overrides_with = "recursive")]
+    pub no_recursive: bool,
+    /// What `latest` is taken from.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// `dump`
+#[derive(Debug, Args)]
+pub struct Dump {
+    /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+    /// The file or database in it
+    pub path: OsString,
+    /// What `latest` is taken from.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// When a restore writes over what is there.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Overwrite {
+    /// Write every file
+    Always,
+    /// Write files whose size or time differs
+    IfChanged,
+    /// Leave what is there
+    Never,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+    /// Directory to restore into; made if it isn't there
+    #[arg(short, long, value_name = "DIR")]
+    pub target: PathBuf,
+    /// Restore only what matches, in gitignore syntax (may be repeated)
+    #[arg(short, long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave out what matches, in gitignore syntax (may be repeated)
+    #[arg(short, long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// What to do with files that are there already [default: refuse a target that is not empty]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub overwrite: Option<Overwrite>,
+    /// Restore into a target that is not empty; replace what is of another kind, and databases that are in use
+    #[arg(long)]
+    pub force: bool,
+    /// Write nothing, and say what would be written
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Run SQLite's integrity check on every restored database
+    #[arg(long)]
+    pub verify: bool,
+    /// What `latest` is taken from.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// `forget`, `undo-forget`
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// The start of a snapshot's id
+    #[arg(value_name = "SNAP", required = true)]
+    pub snapshots: Vec<String>,
+}
+
+/// `prune`
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Keep the newest N of each source
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_hourly: Option<u32>,
+    /// Keep the newest of each of the last N days that have one
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_daily: Option<u32>,
+    /// Keep the newest of each of the last N weeks that have one
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_weekly: Option<u32>,
+    /// Keep the newest of each of the last N months that have one
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_monthly: Option<u32>,
+    /// Keep the newest of each of the last N years that have one
+    #[arg(long, value_name = "N", help_heading = "What to keep")]
+    pub keep_yearly: Option<u32>,
+    /// Keep all that are younger than this, like 30d
+    #[arg(long, value_name = "TIME", value_parser = parse::duration, help_heading = "What to keep")]
+    pub keep_within: Option<i64>,
+    /// Keep all with this tag (may be repeated)
+    #[arg(long = "keep-tag", value_name = "TAG", help_heading = "What to keep")]
+    pub keep_tags: Vec<String>,
+    /// Which snapshots the rules are for; all others are kept.
+    #[command(flatten)]
+    pub filters: Filters,
+    /// Change nothing, and print what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Unused data that may stay in packs to save rewriting them: 5% of all, 200M, or unlimited
+    #[arg(long, value_name = "LIMIT", default_value = "5%", value_parser = parse::limit)]
+    pub max_unused: Limit,
+    /// Rewrite at most this much, like 2G
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub max_repack: Option<u64>,
+    /// How long unused data stays before a later prune deletes it
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse::duration)]
+    pub grace: i64,
+    /// Delete at once, without grace; refused while another session is running
+    #[arg(long)]
+    pub instant: bool,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Read and verify all stored data, too
+    #[arg(long, conflicts_with = "read_data_subset")]
+    pub read_data: bool,
+    /// Read a part of it: 5% at random, 2/7 (the second of seven parts), or 500M
+    #[arg(long, value_name = "PART", value_parser = parse::subset)]
+    pub read_data_subset: Option<ReadData>,
+    /// Rebuild each database and run SQLite's own checks on it
+    #[arg(long)]
+    pub databases: bool,
+}
+
+/// `repair`
+#[derive(Debug, Subcommand)]
+pub enum Repair {
+    /// Write the index anew from the packs themselves
+    #[command(after_long_help = help::REPAIR)]
+    Index,
+}
+
+/// `key`
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Add a password (asked for on a terminal) or a key file
+    #[command(after_long_help = help::KEY)]
+    Add(KeyAdd),
+    /// Show what opens the repository
+    #[command(after_long_help = help::KEY)]
+    List,
+    /// Remove a password, key file or recovery code
+    #[command(after_long_help = help::KEY)]
+    Remove {
+        /// The start of its id, as `snapshot key list` shows it
+        id: String,
+    },
+    /// Make a code that opens the repository, and print it; write it down
+    #[command(after_long_help = help::KEY)]
+    RecoveryCode,
+}
+
+/// `key add`
+#[derive(Debug, Args)]
+pub struct KeyAdd {
+    /// Take the new password from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "new_key_file")]
+    pub new_password_file: Option<PathBuf>,
+    /// Write a new key file here
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+    /// A name for it, to know it by [default: this machine's]
+    #[arg(long)]
+    pub label: Option<String>,
+    /// Cost of hashing a password.
+    #[command(flatten)]
+    pub kdf: Kdf,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `hold-database`
+#[derive(Debug, Args)]
+pub struct HoldDatabase {
+    /// The database
+    #[arg(allow_hyphen_values = true)]
+    pub path: PathBuf,
+}

@@ -1,0 +1,68 @@
+//! `snapshot check`
+
+use serde_json::{Value, json};
+
+use snapshot::error::Result;
+use snapshot::job::check::{self, Options, ReadData, Summary};
+use snapshot::report::{Problem, Severity};
+
+use super::args::Check;
+use super::context::Context;
+use super::output::{Out, count, document, size};
+use super::progress::problem_json;
+
+/// Looks for damage.
+pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
+    let session = context.open()?;
+    let read_data = if args.read_data { ReadData::All } else { args.read_data_subset.unwrap_or(ReadData::None) };
+    let options = Options { read_data, databases: args.databases, scratch: context.scratch_dir()? };
+    let summary = check::run(&session.repo, &options, &context.reporter)?;
+    // What was met on the way, while the index was loaded, counts as well.
+    let problems = context.reporter.problems();
+    if context.global.json {
+        return out.json(&to_json(&summary, &problems, context.display.seconds()));
+    }
+    let damaged = damages(&problems);
+    if context.global.quiet && damaged == 0 {
+        return Ok(());
+    }
+    out.line(to_text(&summary, damaged, context.display.seconds()))
+}
+
+fn damages(problems: &[Problem]) -> u64 {
+    problems.iter().filter(|p| p.severity != Severity::Note).count() as u64
+}
+
+fn to_text(summary: &Summary, damaged: u64, seconds: f64) -> String {
+    let mut parts = vec![
+        count(summary.snapshots, "snapshot", "snapshots"),
+        count(summary.trees, "tree", "trees"),
+        count(summary.databases, "database", "databases"),
+        count(summary.blobs, "blob", "blobs"),
+        count(summary.packs, "pack", "packs"),
+    ];
+    if summary.bytes_read > 0 {
+        parts.push(format!("{} of data read", size(summary.bytes_read)));
+    }
+    if summary.databases_rebuilt > 0 {
+        parts.push(format!("{} rebuilt", count(summary.databases_rebuilt, "database", "databases")));
+    }
+    let found = if damaged == 0 { "no damage".into() } else { count(damaged, "problem", "problems") };
+    format!("{found}: checked {} in {seconds:.1} s", parts.join(", "))
+}
+
+fn to_json(summary: &Summary, problems: &[Problem], seconds: f64) -> Value {
+    document(json!({
+        "damaged": damages(problems) > 0,
+        "problems": problems.iter().map(problem_json).collect::<Vec<_>>(),
+        "snapshots": summary.snapshots,
+        "trees": summary.trees,
+        "blobs": summary.blobs,
+        "packs": summary.packs,
+        "bytes_read": summary.bytes_read,
+        "databases": summary.databases,
+        "databases_rebuilt": summary.databases_rebuilt,
+        "seconds": seconds,
+    }))
+    .into()
+}

@@ -1,0 +1,146 @@
+//! What every command needs: options, standard error, and the open repository.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use snapshot::error::{Error, Result};
+use snapshot::format::keyslot::Unlock;
+use snapshot::repo::{Filter, Repository};
+use snapshot::report::Reporter;
+
+use super::args::{Filters, Global};
+use super::env::Env;
+use super::location::Location;
+use super::progress::{Display, Shown};
+use super::secrets::{self, Secret};
+
+/// Set by the first signal.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// One run of the program.
+pub struct Context {
+    /// Options of every command.
+    pub global: Global,
+    /// The environment.
+    pub env: Env,
+    /// Standard error.
+    pub display: Arc<Display>,
+    /// What jobs report to.
+    pub reporter: Reporter,
+}
+
+/// An open repository.
+pub struct Session {
+    /// The repository. Its index is not loaded yet.
+    pub repo: Arc<Repository>,
+    /// What opened it.
+    pub unlock: Unlock,
+}
+
+impl Context {
+    /// The context of a command with these options.
+    pub fn new(global: Global) -> Self {
+        let display = Display::new(&global);
+        let reporter = Reporter::new(Box::new(Shown(display.clone())), &INTERRUPTED);
+        Self { global, env: Env::of_process(), display, reporter }
+    }
+
+    /// Where the repository is, or would be.
+    ///
+    /// # Errors
+    /// For what is no place this version can use.
+    pub fn location(&self) -> Result<Location> {
+        Location::resolve(self.global.repo.as_deref(), &self.env)
+    }
+
+    /// Directory for temporary data.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the one that was given can't be made.
+    pub fn scratch_dir(&self) -> Result<PathBuf> {
+        self.env.scratch_dir(self.global.cache_dir.clone(), self.global.no_cache)
+    }
+
+    /// Opens the repository. Whether there is one is found out before a password is asked for.
+    ///
+    /// # Errors
+    /// As [`Repository::open`], and when no secret can be had.
+    pub fn open(&self) -> Result<Session> {
+        let location = self.location()?;
+        let backend = location.backend()?;
+        if !Repository::exists(&*backend)? {
+            return Err(Error::NoRepository { at: backend.describe() });
+        }
+        let Secret { unlock, name } = self.secret_for(&location)?;
+        self.display.detail(|| format!("repository {}, opened with {name}", backend.describe()));
+        let repo = Repository::open(backend, &unlock, &name, &self.reporter)?;
+        Ok(Session { repo: Arc::new(repo), unlock })
+    }
+
+    /// Opens the repository and loads its index.
+    ///
+    /// # Errors
+    /// As [`Context::open`] and [`Repository::load_index`].
+    pub fn open_indexed(&self) -> Result<Session> {
+        let session = self.open()?;
+        session.repo.load_index(&self.reporter)?;
+        Ok(session)
+    }
+
+    fn secret_for(&self, location: &Location) -> Result<Secret> {
+        match (secrets::given(&self.global, &self.env), location) {
+            (Some(given), _) => given.read(),
+            (None, Location::Named(_)) => secrets::ask(),
+            (None, Location::Default { key_file, .. }) => secrets::key_file(key_file).map_err(|e| match e {
+                Error::File { error, .. } if error.kind() == io::ErrorKind::NotFound => Error::refused(
+                    format!("the key file of the default repository, {}, is gone", key_file.display()),
+                    "put a copy of it back, or give the recovery code (or a password) with --password-file or \
+                     SNAPSHOT_PASSWORD; `snapshot key add --new-key-file` then writes a new one",
+                ),
+                other => other,
+            }),
+        }
+    }
+}
+
+impl From<Filters> for Filter {
+    fn from(filters: Filters) -> Self {
+        use std::os::unix::ffi::OsStringExt;
+        let paths = filters.paths.into_iter().map(OsStringExt::into_vec).collect();
+        Self { hosts: filters.hosts, sources: filters.sources, tags: filters.tags, paths, latest: None }
+    }
+}
+
+/// The first signal asks the job to end in order; the second ends the process at once.
+///
+/// # Errors
+/// When the handler can't be installed.
+pub fn catch_signals() -> Result<()> {
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler)
+        .map_err(|e| Error::refused(format!("signals can't be handled: {e}"), "report this with your system's name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_passed_on() {
+        let given = Filters {
+            hosts: vec!["h".into()],
+            sources: vec!["s".into()],
+            tags: vec!["t".into()],
+            paths: vec!["/p".into()],
+        };
+        let filter = Filter::from(given);
+        assert_eq!((filter.hosts, filter.sources, filter.tags), (vec!["h".into()], vec!["s".into()], vec!["t".into()]));
+        assert_eq!((filter.paths, filter.latest), (vec![b"/p".to_vec()], None));
+    }
+}

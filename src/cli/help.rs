@@ -1,0 +1,154 @@
+//! The longer help that `--help` adds: examples, and what the options can't say in a line. Text only.
+
+pub const TOP_SHORT: &str = "`snapshot --help` says more, `snapshot COMMAND --help` shows examples.";
+
+pub const TOP: &str = "\
+Begin:
+  snapshot create ~/app           take a snapshot; the first makes a repository in your data directory
+  snapshot list                   see what there is
+  snapshot restore latest --target /tmp/out
+
+A repository on the same disk is no backup of that disk. Put one elsewhere:
+  export SNAPSHOT_REPO=/mnt/backup/app SNAPSHOT_KEY_FILE=~/.config/snapshot/app.key
+  snapshot init
+  snapshot key recovery-code      a code to write down, for when the key file is gone
+
+Where the password or key comes from, the first that is there: the options --key-file, --password-file, \
+--password-command; the variables SNAPSHOT_KEY_FILE, SNAPSHOT_PASSWORD_FILE, SNAPSHOT_PASSWORD_COMMAND, \
+SNAPSHOT_PASSWORD; the key file of the default repository; a question on the terminal. A recovery code works \
+wherever a password does.
+
+Exit status:
+  0 done                          10 no repository there
+  1 failed, nothing half-done     11 a lock could not be had
+  2 wrong usage                   12 wrong password or key
+  3 snapshot made, but some of the source could not be read
+  4 check found damage            130 interrupted
+  5 restore incomplete; what is there is exact
+`list` and `repair` end with 1 if something could not be read, after doing all the rest.
+
+With --json, standard output is one document; \"version\" in it (1 now) rises when a field goes or changes its \
+meaning. Standard error has one object a line: \"type\" is progress, problem, note or error.";
+
+pub const INIT: &str = "\
+The repository opens with a password (asked for twice on a terminal) or a key file. With --key-file, a new key file is \
+written there; one that exists is never overwritten. Without --repo, this makes the default repository and its key \
+file in your own directories, as the first `snapshot create` does.
+
+Examples:
+  snapshot -r /mnt/backup/app init
+  snapshot -r /mnt/backup/app --key-file ~/.config/snapshot/app.key init
+  snapshot -r /mnt/backup/app --password-file /etc/app.password init --kdf-memory 256";
+
+pub const CREATE: &str = "\
+SQLite databases are found by their content and stored as of one moment, while programs go on writing. A file that \
+can't be read is named on standard error, and the rest is saved; the status is 3 then.
+
+Examples:
+  snapshot create ~/app
+  snapshot create --tag nightly --exclude '*.log' --exclude /app/tmp/ ~/app
+  snapshot create --source app --host web1 /srv/app
+  pg_dump app | snapshot create --stdin --stdin-name app.sql
+  snapshot create --stdin-from-command --stdin-name app.sql -- pg_dump app
+
+The last is the safer way with a program's output: if it fails, no snapshot is made.
+
+With --json: snapshot_id (null for --dry-run), generation, host, source, time, files, directories, databases, bytes, \
+bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, dry_run.";
+
+pub const LIST: &str = "\
+Times are in this machine's time zone. A mark at the end says what to know of a snapshot: `!` some databases are stored \
+as plain files, unverified; `~` some of the source could not be read.
+
+Examples:
+  snapshot list
+  snapshot list --source /srv/app --latest 5
+  snapshot list --tag nightly --json
+
+With --json: an array of objects with id, generation, time, host, source, paths, tags, previous, program, files, \
+directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
+UTF-8, paths_hex has the bytes of all paths.";
+
+pub const LS: &str = "\
+Examples:
+  snapshot ls latest
+  snapshot ls -l latest app/storage
+  snapshot ls --no-recursive latest~2:app
+
+With --json: snapshot_id and nodes, an array of objects with path (and path_hex if it is not UTF-8), type, mode, uid, \
+gid, mtime, and where they apply size, target, unverified.";
+
+pub const DUMP: &str = "\
+Examples:
+  snapshot dump latest app/storage/1.pdf > 1.pdf
+  snapshot dump latest~1 app/data.db > data.db
+
+A database is written as of its capture, complete in one file.";
+
+pub const RESTORE: &str = "\
+Paths go below the target as they were given to `create`, without a leading slash: after `create data`, \
+`restore latest --target out` gives out/data/…, and `restore latest:data --target out` gives its contents in out/. \
+What can't be restored is named and left out, and the status is 5; what is there is exact.
+
+Examples:
+  snapshot restore latest --target /tmp/out
+  snapshot restore 1a2b3c4d:app/storage --target /srv/app/storage --overwrite if-changed
+  snapshot restore latest --source /srv/app --include '*.db' --target /tmp/db --verify
+
+With --json: snapshot_id, target, files, directories, databases, others, bytes, skipped, verified_databases, seconds, \
+dry_run, and planned with --dry-run.";
+
+pub const FORGET: &str = "\
+The data stays until a prune reclaims it; until then `snapshot undo-forget` takes a snapshot back.
+
+Examples:
+  snapshot forget 1a2b3c4d
+  snapshot forget 1a2b3c4d 5e6f7a8b && snapshot prune";
+
+pub const UNDO_FORGET: &str = "\
+Examples:
+  snapshot undo-forget 1a2b3c4d";
+
+pub const PRUNE: &str = "\
+The rules count for each source (host and source) alone, by the snapshots' own times. Without a rule no snapshot is \
+dropped, and only the space of what was forgotten is reclaimed. Rules that would drop everything of a source are \
+refused. Data is deleted in two steps: a prune marks it, and a prune after the grace time deletes it, unless \
+something needs it by then.
+
+Times are in s, min, h, d, w, mo (30 d) and y (365 d).
+
+Examples:
+  snapshot prune --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run
+  snapshot prune --keep-within 30d --keep-tag release
+  snapshot prune --source /srv/app --keep-last 3
+  snapshot prune --instant          on a full disk, when nothing else is running";
+
+pub const CHECK: &str = "\
+Without an option this looks at the structure: snapshots, directories, page maps, and whether all data they need is \
+there. Each problem is named with what it costs, and what mends it. The status is 4 if there was any.
+
+Examples:
+  snapshot check
+  snapshot check --read-data
+  snapshot check --read-data-subset 1/7     each day another seventh
+  snapshot check --databases
+
+With --json: damaged, problems (an array), snapshots, trees, blobs, packs, bytes_read, databases, seconds.";
+
+pub const REPAIR: &str = "\
+Examples:
+  snapshot repair index";
+
+pub const KEY: &str = "\
+Examples:
+  snapshot key list
+  snapshot key add --new-key-file ~/.config/snapshot/laptop.key --label laptop
+  snapshot key add                  asks for a new password
+  snapshot key recovery-code
+  snapshot key remove 1a2b3c4d";
+
+pub const COMPLETIONS: &str = "\
+Examples:
+  snapshot completions bash > ~/.local/share/bash-completion/completions/snapshot
+  snapshot completions zsh > ~/.zfunc/_snapshot
+  snapshot completions fish > ~/.config/fish/completions/snapshot.fish";

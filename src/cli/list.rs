@@ -1,0 +1,79 @@
+//! `snapshot list`
+
+use serde_json::{Map, Value, json};
+
+use snapshot::error::Result;
+use snapshot::format::snapshot::Snapshot;
+use snapshot::id::hex;
+use snapshot::repo::{Filter, Named};
+
+use super::args::List;
+use super::context::Context;
+use super::create::counts_json;
+use super::output::{Out, Table, clean_path, local_time, rfc3339, size};
+
+/// Shows the snapshots.
+pub fn run(context: &Context, args: List, out: &mut Out) -> Result<()> {
+    let session = context.open()?;
+    let filter = Filter { latest: args.latest, ..args.filters.into() };
+    let snapshots = filter.apply(session.repo.snapshots(&context.reporter)?);
+    if context.global.json {
+        return out.json(&snapshots.iter().map(to_json).collect());
+    }
+    if snapshots.is_empty() {
+        context.display.remark("no snapshots");
+        return Ok(());
+    }
+    let headings = ["ID", "GEN", "TIME", "HOST", "SOURCE", "TAGS", "PATHS", "SIZE", "ADDED", ""];
+    let mut table = Table::new(&headings, &[1, 7, 8]);
+    snapshots.iter().for_each(|named| table.row(to_row(named)));
+    table.lines().into_iter().try_for_each(|line| out.line(line))
+}
+
+fn to_json(Named { id, snapshot }: &Named) -> Value {
+    let mut object = match counts_json(&snapshot.counts) {
+        Value::Object(counts) => counts,
+        _ => Map::new(),
+    };
+    let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    object.insert("id".into(), json!(id.to_string()));
+    object.insert("generation".into(), json!(snapshot.generation));
+    object.insert("time".into(), json!(rfc3339(snapshot.time)));
+    object.insert("host".into(), json!(snapshot.host));
+    object.insert("source".into(), json!(snapshot.source));
+    object.insert("tags".into(), json!(snapshot.tags));
+    object.insert("previous".into(), json!(snapshot.previous.map(|id| id.to_string())));
+    object.insert("program".into(), json!(snapshot.program));
+    object.insert("paths".into(), snapshot.paths.iter().map(|path| text(path)).collect());
+    if snapshot.paths.iter().any(|path| std::str::from_utf8(path).is_err()) {
+        object.insert("paths_hex".into(), snapshot.paths.iter().map(|path| hex(path)).collect());
+    }
+    object.into()
+}
+
+fn to_row(Named { id, snapshot }: &Named) -> Vec<String> {
+    vec![
+        id.short(),
+        snapshot.generation.to_string(),
+        local_time(snapshot.time),
+        snapshot.host.clone(),
+        snapshot.source.clone(),
+        snapshot.tags.join(","),
+        snapshot.paths.iter().map(|path| clean_path(path)).collect::<Vec<_>>().join(" "),
+        size(snapshot.counts.bytes),
+        size(snapshot.counts.bytes_stored),
+        mark(snapshot),
+    ]
+}
+
+/// `!` for databases stored unverified, `~` for sources that could not be read.
+fn mark(snapshot: &Snapshot) -> String {
+    let mut mark = String::new();
+    if snapshot.counts.unverified > 0 {
+        mark.push('!');
+    }
+    if snapshot.counts.skipped > 0 {
+        mark.push('~');
+    }
+    mark
+}
