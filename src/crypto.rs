@@ -164,12 +164,18 @@ impl ObjectKey {
     /// Opens a sealed message in place and cuts the tag off; `false` if it is not authentic.
     #[must_use]
     pub fn open(&self, position: u32, aad: &[u8], sealed: &mut Vec<u8>) -> bool {
-        let Some(len) = sealed.len().checked_sub(TAG_BYTES) else { return false };
-        let (message, tag) = sealed.split_at_mut(len);
-        let Ok(tag) = Tag::try_from(&*tag) else { return false };
-        let ok = self.aead.decrypt_inout_detached(&nonce(position), aad, message.into(), &tag).is_ok();
+        let Some(len) = self.open_in_place(position, aad, sealed).map(|message| message.len()) else { return false };
         sealed.truncate(len);
-        ok
+        true
+    }
+
+    /// Opens a sealed message where it lies; `None` if it is not authentic.
+    #[must_use]
+    pub fn open_in_place<'a>(&self, position: u32, aad: &[u8], sealed: &'a mut [u8]) -> Option<&'a [u8]> {
+        let (message, tag) = sealed.split_at_mut_checked(sealed.len().checked_sub(TAG_BYTES)?)?;
+        let tag = Tag::try_from(&*tag).ok()?;
+        self.aead.decrypt_inout_detached(&nonce(position), aad, (&mut *message).into(), &tag).ok()?;
+        Some(message)
     }
 
     /// Appends `n` bytes that can't be told from sealed ones.

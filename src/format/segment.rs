@@ -194,6 +194,20 @@ impl Decoded {
         self.plain.get(start..start + self.page_bytes)
     }
 
+    /// The pages in `count` slots from `slot` on, one after the other; `None` unless all are there.
+    pub fn pages(&self, slot: usize, count: usize) -> Option<&[u8]> {
+        let starts = self.starts.get(slot..slot.checked_add(count)?)?;
+        // Present slots lie next to each other, in slot order.
+        let start = (*starts.first()?)?;
+        let all_there = starts.iter().all(Option::is_some);
+        self.plain.get(start..start + count * self.page_bytes).filter(|_| all_there)
+    }
+
+    /// The page in a slot, if it has the hash that is asked for.
+    pub fn page_with(&self, slot: usize, hash: &PageHash) -> Option<&[u8]> {
+        self.page(slot).filter(|_| self.hashes.get(slot) == Some(hash))
+    }
+
     /// Decoded bytes held.
     pub fn bytes(&self) -> usize {
         self.plain.len()

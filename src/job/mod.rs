@@ -5,6 +5,10 @@ pub mod create;
 #[cfg(test)]
 mod damage_tests;
 pub mod forget;
+pub mod look;
 pub mod policy;
 pub mod prune;
 pub mod repair;
+pub mod restore;
+#[cfg(test)]
+mod sample;

@@ -44,7 +44,7 @@ pub struct Condemnation {
 }
 
 impl Repository {
-    fn read_snapshot_at(&self, path: &str) -> Result<Named> {
+    pub(super) fn read_snapshot_at(&self, path: &str) -> Result<Named> {
         let bytes = self.backend.get(path, MAX_CONTROL_BYTES as u64)?;
         let hash = SnapshotId(*blake3::hash(&bytes).as_bytes());
         if path.rsplit('/').next() != Some(&hash.to_string()) {

@@ -30,7 +30,7 @@ pub use open::LoadedIndex;
 pub use pages::Leaf;
 pub use reach::{Added, Reach};
 pub use read::{FrameReader, MAX_BASE_DEPTH};
-pub use select::Filter;
+pub use select::{Filter, Selected, Start, split_path};
 pub use session::{Running, SessionGuard, host};
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
 pub use verify::Audit;

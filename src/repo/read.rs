@@ -2,6 +2,7 @@
 //!
 //! Nothing leaves here that was not authenticated at its pack and whose id was not recomputed.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -111,13 +112,19 @@ impl FrameReader {
     /// # Errors
     /// [`Error::Corrupt`] if it is not authentic.
     pub fn open(&self, repo: &Repository, mut sealed: Vec<u8>) -> Result<Vec<u8>> {
+        let len = self.open_in_place(repo, &mut sealed)?.len();
+        sealed.truncate(len);
+        Ok(sealed)
+    }
+
+    /// Opens the sealed frame where it lies.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is not authentic.
+    pub fn open_in_place<'a>(&self, repo: &Repository, sealed: &'a mut [u8]) -> Result<&'a [u8]> {
         let key = ObjectKey::derive(class_key(&repo.keys, self.header.kind), &self.header.to_bytes());
         let aad = frame_aad(&self.header, self.encoding, self.plain_bytes);
-        if key.open(self.position, &aad, &mut sealed) {
-            Ok(sealed)
-        } else {
-            Err(Error::corrupt(&self.what, "it is not authentic"))
-        }
+        key.open_in_place(self.position, &aad, sealed).ok_or_else(|| Error::corrupt(&self.what, "it is not authentic"))
     }
 
     /// Decodes an opened frame of several blobs. Their ids are not verified: see [`Repository::verify`].
@@ -125,12 +132,24 @@ impl FrameReader {
     /// # Errors
     /// [`Error::Corrupt`] if it can't be decoded, or is a segment.
     pub fn decode(&self, body: Vec<u8>) -> Result<Vec<u8>> {
+        let decoded = match self.decode_slice(&body)? {
+            Cow::Owned(plain) => Some(plain),
+            Cow::Borrowed(_) => None,
+        };
+        Ok(decoded.unwrap_or(body))
+    }
+
+    /// The same for a body that is only borrowed: one that is not compressed is not copied.
+    ///
+    /// # Errors
+    /// As [`FrameReader::decode`].
+    pub fn decode_slice<'a>(&self, body: &'a [u8]) -> Result<Cow<'a, [u8]>> {
         let plain_bytes = self.plain_bytes as usize;
         match self.encoding {
-            Encoding::Raw if body.len() == plain_bytes => Ok(body),
-            Encoding::Zstd => {
-                crate::format::zstd::decompress(&body, plain_bytes, None).map_err(|why| Error::corrupt(&self.what, why))
-            }
+            Encoding::Raw if body.len() == plain_bytes => Ok(body.into()),
+            Encoding::Zstd => crate::format::zstd::decompress(body, plain_bytes, None)
+                .map(Cow::Owned)
+                .map_err(|why| Error::corrupt(&self.what, why)),
             Encoding::Raw => Err(Error::corrupt(&self.what, "its length is not the stated one")),
             Encoding::Segment => {
                 Err(Error::corrupt(&self.what, "it holds a database segment where a blob is expected"))

@@ -1,8 +1,17 @@
-//! Choosing snapshots.
+//! Choosing snapshots, and a place in one: `ID`, `latest`, `latest~2`, each optionally followed by `:sub/path`.
 
 use std::collections::HashMap;
 
-use super::Named;
+use super::{Named, Repository};
+use crate::backend::layout;
+use crate::error::{Error, Result};
+use crate::format::MAX_TREE_DEPTH;
+use crate::format::tree::{Node, NodeKind};
+use crate::id::BlobId;
+use crate::report::{Problem, Reporter, Severity};
+
+/// Fewest hex digits that name a snapshot.
+const MIN_PREFIX_DIGITS: usize = 2;
 
 /// Which snapshots are meant: those that satisfy each kind of condition given, any one of several of a kind.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +29,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// The snapshots that are meant, in the same order.
+    /// The snapshots that are meant, in the same order: oldest first in, oldest first out.
     pub fn apply(&self, snapshots: Vec<Named>) -> Vec<Named> {
         let mut chosen = snapshots;
         chosen.retain(|Named { snapshot, .. }| {
@@ -39,5 +48,127 @@ impl Filter {
         });
         chosen.reverse();
         chosen
+    }
+}
+
+/// A snapshot, or a place in it.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// The snapshot.
+    pub named: Named,
+    /// Names on the way from its root to the place; empty for the root.
+    pub sub_path: Vec<Vec<u8>>,
+}
+
+/// What was found at a place in a snapshot.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// A directory: its tree, and its node unless it is the snapshot's root.
+    Directory(BlobId, Option<Box<Node>>),
+    /// Anything else.
+    Other(Box<Node>),
+}
+
+/// Takes a path apart: empty parts and `.` don't count.
+pub fn split_path(path: &[u8]) -> Vec<Vec<u8>> {
+    path.split(|b| *b == b'/').filter(|part| !part.is_empty() && part != b".").map(<[u8]>::to_vec).collect()
+}
+
+impl Selected {
+    /// Finds what is at the place, or at `below` that place.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if nothing is there; [`Error::Missing`] or [`Error::Corrupt`] if a directory on the way can't
+    /// be read.
+    pub fn find(&self, repo: &Repository, below: &[Vec<u8>]) -> Result<Start> {
+        let unknown = || {
+            let names: Vec<_> = self.sub_path.iter().chain(below).map(|n| String::from_utf8_lossy(n)).collect();
+            Error::Unknown { kind: "path", name: names.join("/") }
+        };
+        if self.sub_path.len() + below.len() > MAX_TREE_DEPTH {
+            return Err(unknown());
+        }
+        let mut at = Start::Directory(self.named.snapshot.tree, None);
+        for name in self.sub_path.iter().chain(below) {
+            let Start::Directory(tree, _) = at else { return Err(unknown()) };
+            let mut nodes = repo.read_tree(&tree)?;
+            let found = nodes.binary_search_by(|n| n.name[..].cmp(name)).map_err(|_| unknown())?;
+            let node = Box::new(nodes.swap_remove(found));
+            at = match (node.kind, node.tree) {
+                (NodeKind::Directory, Some(tree)) => Start::Directory(tree, Some(node)),
+                _ => Start::Other(node),
+            };
+        }
+        Ok(at)
+    }
+}
+
+impl Repository {
+    /// Finds the snapshot that `text` means. `latest` is the newest of those that pass the filter; a prefix of an id
+    /// is looked for among all.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if there is none, [`Error::Refused`] if a prefix fits several.
+    pub fn select(&self, text: &str, filter: &Filter, reporter: &Reporter) -> Result<Selected> {
+        let (name, sub_path) = text.split_once(':').unwrap_or((text, ""));
+        let named = match steps_back(name) {
+            Some(back) => self.select_latest(name, back, filter, reporter)?,
+            None => self.select_prefix(name)?,
+        };
+        Ok(Selected { named, sub_path: split_path(sub_path.as_bytes()) })
+    }
+
+    fn select_latest(&self, name: &str, back: usize, filter: &Filter, reporter: &Reporter) -> Result<Named> {
+        let (found, lost) = self.read_snapshots()?;
+        for lost in lost {
+            reporter.problem(Problem {
+                severity: Severity::Note,
+                what: lost.path,
+                why: format!("{}; it may be newer than the snapshot that \"{name}\" stands for", lost.error),
+                hint: Some("run `snapshot check`, or name a snapshot by its id".into()),
+            });
+        }
+        let mut found = Filter { latest: None, ..filter.clone() }.apply(found);
+        let at = found.len().checked_sub(back + 1);
+        at.map(|at| found.swap_remove(at)).ok_or_else(|| Error::Unknown { kind: "snapshot", name: name.into() })
+    }
+
+    fn select_prefix(&self, prefix: &str) -> Result<Named> {
+        let unknown = || Error::Unknown { kind: "snapshot", name: prefix.into() };
+        let digits = prefix.to_ascii_lowercase();
+        if digits.len() < MIN_PREFIX_DIGITS || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(unknown());
+        }
+        let mut listed = self.backend.list(layout::SNAPSHOTS)?;
+        listed.retain(|l| l.name().starts_with(&digits));
+        match &listed[..] {
+            [] => Err(unknown()),
+            [one] => self.read_snapshot_at(&one.path),
+            several => Err(Error::refused(
+                format!("\"{prefix}\" fits {} snapshots", several.len()),
+                "give more digits: `snapshot list` shows the ids",
+            )),
+        }
+    }
+}
+
+/// How many snapshots before the newest are meant by `latest` or `latest~N`; `None` for anything else.
+fn steps_back(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("latest")?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix('~')?.parse().ok().filter(|n| *n < usize::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ways_to_say_latest() {
+        assert_eq!(steps_back("latest"), Some(0));
+        assert_eq!(steps_back("latest~2"), Some(2));
+        for other in ["latest2", "latest~", "latest~-1", "la", "abcd", "latest~99999999999999999999"] {
+            assert_eq!(steps_back(other), None, "{other}");
+        }
+        assert_eq!(split_path(b"/a//b/./c/"), [b"a", b"b", b"c"]);
     }
 }

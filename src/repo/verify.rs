@@ -86,7 +86,7 @@ impl Repository {
         let hash = || blake3::Hasher::new().update_rayon(&bytes).finalize();
         let audit = || {
             let one = |((number, offset), frame): &((u32, u64), &FrameInfo)| {
-                self.audit_frame(&FrameReader::of_pack(&info, *number, *offset, frame), frame, &bytes)
+                self.audit_frame(&FrameReader::of_pack(&info, *number, *offset, frame), *number, frame, &bytes)
             };
             frames.par_iter().map(one).collect::<Vec<_>>()
         };
@@ -106,8 +106,15 @@ impl Repository {
         Ok(Audit { info, intact, bad, faults, slots })
     }
 
-    fn audit_frame(&self, reader: &FrameReader, frame: &FrameInfo, pack: &[u8]) -> Found {
-        let all = |why: Error| Found::Bad { blobs: frame.entries.iter().map(|e| e.id).collect(), why: why.to_string() };
+    fn audit_frame(&self, reader: &FrameReader, number: u32, frame: &FrameInfo, pack: &[u8]) -> Found {
+        let all = |error: Error| {
+            let why = match error {
+                Error::Corrupt { why, .. } => why,
+                error => error.to_string(),
+            };
+            let blobs = frame.entries.iter().map(|e| e.id).collect();
+            Found::Bad { blobs, why: format!("frame {number} is damaged: {why}") }
+        };
         let (from, len) = reader.range();
         // open_directory has seen to it that all frames lie within the file.
         let sealed = pack.get(from as usize..(from + len) as usize).unwrap_or_default().to_vec();

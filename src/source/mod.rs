@@ -1,8 +1,10 @@
 //! What snapshots are made of: files, and databases. May depend on `repo`, `format` and below.
 
+pub mod attributes;
 pub mod capture;
 pub mod exclude;
 pub mod hold;
 pub mod spool;
 pub mod sqlite;
 pub mod stat;
+pub mod target;

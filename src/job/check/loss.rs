@@ -158,11 +158,11 @@ fn hint(trouble: Trouble, lost: bool) -> String {
     match (trouble, lost) {
         (Trouble::Gone, _) => {
             "run `snapshot repair index`, which drops it from the index, then `snapshot create`: what the source still \
-             has is stored anew"
+             has is stored anew, for the old snapshots too"
         }
         (Trouble::Frames, _) => {
             "run `snapshot repair packs`, which drops what is damaged from the index, then `snapshot create`: what the \
-             source still has is stored anew"
+             source still has is stored anew, for the old snapshots too"
         }
         (Trouble::Index, _) => {
             "run `snapshot repair index`, which builds the index anew from the packs; what it leaves out then is damaged, \
@@ -184,7 +184,7 @@ fn report_unindexed(packs: &Packs, path: impl Fn(u32) -> String, reporter: &Repo
     if !needed.is_empty() {
         let (first, all) = names(&needed);
         let why = format!(
-            "snapshots need it and no index file knows it: an index file was lost. Packs in this state: {all}. Nothing is \
+            "snapshots need it and no readable index file knows it: one was lost or damaged. Packs in this state: {all}. Nothing is \
              lost, but until it is mended commands can't find what is in them"
         );
         damage(reporter, &first, why, "run `snapshot repair index`, which builds the index anew from the packs");

@@ -179,3 +179,41 @@ fn a_chain_of_generations_that_was_tampered_with() {
     assert!(one.severity == Severity::Damage && one.what == layout::snapshot(second), "{one:?}");
     assert!(one.why.contains(&first.short()) && one.why.contains("replaced"), "{}", one.why);
 }
+
+#[test]
+fn databases_are_rebuilt_exactly_or_not_at_all() {
+    let fixture = fixture();
+    let store = copy(&fixture.objects);
+    let repo = open(&store);
+    repo.load_index(&Reporter::silent()).unwrap();
+    let [first, second] = &fixture.source.databases;
+    let pages: Vec<&[u8]> = first.chunks(PAGE_BYTES).collect();
+    let mut writer = Writer::new(&repo, 3);
+    let good = [0, 1].map(|n| fixture.source.put_database(&repo, &mut writer, n));
+    let at = put_pages(&repo, &mut writer, &pages, None);
+    let mut map_of = |at: &[PageRef], file: &[u8]| {
+        let leaf = writer.put(BlobType::Map, &cbor::encode(&StoredLeaf::full(at))).unwrap();
+        put_root(&mut writer, file, leaf)
+    };
+    let wrong_file = map_of(&at, second);
+    let mut changed = at.clone();
+    changed[9].hash = [0; 16];
+    let wrong_page = map_of(&changed, first);
+    let mut changed = at;
+    changed.swap(20, 21);
+    let swapped = map_of(&changed, first);
+    writer.finish().unwrap();
+
+    let rebuild = |map: &BlobId| {
+        let mut file = tempfile::tempfile().unwrap();
+        let root = repo.materialise(map, &file, &Reporter::silent())?;
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, root.pages * u64::from(root.page_bytes));
+        Ok::<_, Error>(bytes)
+    };
+    assert!(rebuild(&good[0]).unwrap() == *first && rebuild(&good[1]).unwrap() == *second);
+    for bad in [wrong_file, wrong_page, swapped] {
+        assert!(matches!(rebuild(&bad), Err(Error::Corrupt { .. })));
+    }
+}

@@ -1,0 +1,238 @@
+//! Putting a database together page by page, and proving that it is the file that was captured.
+//!
+//! Every page is compared with its hash in the page map, and at the end the whole file with the BLAKE3 in the map's
+//! root. Pages are written segment by segment, wherever they belong.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rayon::prelude::*;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::context::Context;
+use super::display;
+use super::fetch::{self, Wanted};
+use super::write::Part;
+use crate::error::{Error, Result};
+use crate::format::pagemap::{LEAF_PAGES, Root};
+use crate::format::segment::Decoded;
+use crate::id::{BlobId, PageHash};
+use crate::index::Place;
+use crate::report::{Problem, Severity};
+use crate::source::target::Temporary;
+
+/// Leaves that are dealt with at once: their pages are listed in some 5 MiB.
+const WINDOW_LEAVES: usize = 32;
+/// The file is read back in blocks of this many bytes, two at a time.
+const READ_BACK_BYTES: usize = 2 << 20;
+/// Rows of an integrity check that are shown.
+const SHOWN_ROWS: usize = 3;
+
+/// A page, and where it is.
+struct Page {
+    /// Number in [`Window::segments`].
+    segment: u32,
+    slot: u8,
+    number: u64,
+    hash: PageHash,
+}
+
+/// Restores a database.
+///
+/// # Errors
+/// If any page can't be had, or the file does not come out as it was; nothing is left then.
+pub(super) fn write(context: &Context<'_>, part: &Part) -> Result<()> {
+    let database = part.node.database.as_ref().ok_or_else(|| Error::corrupt("a database's node", "it has no map"))?;
+    let (root, leaves) = context.repo.read_map(&database.map)?;
+    let made = part.folder.temporary(&part.node.name);
+    made.make_file()?;
+    let file_bytes = root.pages * u64::from(root.page_bytes);
+    made.set_len(file_bytes)?;
+    for (n, window) in leaves.chunks(WINDOW_LEAVES).enumerate() {
+        Window::read(context, &root, n * WINDOW_LEAVES, window)?.write(context, &root, &made)?;
+    }
+    if read_back(context, &*made.file()?, &made.path(), file_bytes)?.as_bytes()[..] != root.file_hash[..] {
+        return Err(Error::corrupt(
+            format!("page map {}", database.map),
+            "its pages do not add up to the file captured",
+        ));
+    }
+    part.complete(context, &made)?;
+    context.reporter.advance(0, 1);
+    Ok(())
+}
+
+/// The pages of some leaves, by segment.
+struct Window {
+    segments: Vec<(BlobId, Place)>,
+    pages: Vec<Page>,
+}
+
+impl Window {
+    fn read(context: &Context<'_>, root: &Root, first_leaf: usize, leaves: &[BlobId]) -> Result<Self> {
+        context.reporter.check_interrupt()?;
+        let read: Vec<_> = leaves.par_iter().map(|id| context.repo.read_leaf(id)).collect::<Result<_>>()?;
+        let mut numbers = HashMap::new();
+        let mut window = Self { segments: Vec::new(), pages: Vec::new() };
+        for (at, (leaf, id)) in (first_leaf..).zip(read.iter().zip(leaves)) {
+            if leaf.pages.len() != root.leaf_pages(at) {
+                return Err(Error::corrupt(format!("page map leaf {id}"), "it covers another number of pages"));
+            }
+            for (number, page) in (at as u64 * LEAF_PAGES as u64..).zip(&leaf.pages) {
+                let segment = match numbers.get(&page.segment) {
+                    Some(segment) => *segment,
+                    None => {
+                        let segment = window.segments.len() as u32;
+                        window.segments.push((page.segment, context.repo.place(&page.segment)?));
+                        numbers.insert(page.segment, segment);
+                        segment
+                    }
+                };
+                window.pages.push(Page { segment, slot: page.slot, number, hash: page.hash });
+            }
+        }
+        Ok(window)
+    }
+
+    fn segment(&self, page: &Page) -> Option<(BlobId, Place)> {
+        self.segments.get(page.segment as usize).copied()
+    }
+
+    fn write(mut self, context: &Context<'_>, root: &Root, made: &Temporary) -> Result<()> {
+        let segments = std::mem::take(&mut self.segments);
+        self.pages.sort_unstable_by_key(|p| (segments.get(p.segment as usize).map(|s| s.1), p.slot, p.number));
+        self.segments = segments;
+        let mut wanted = Vec::new();
+        let mut next = 0;
+        for pages in self.pages.chunk_by(|a, b| a.segment == b.segment) {
+            if let Some((_, place)) = pages.first().and_then(|p| self.segment(p)) {
+                wanted.push(Wanted { place, items: next..next + pages.len() });
+            }
+            next += pages.len();
+        }
+        fetch::arrange(context.repo, wanted).par_iter().try_for_each(|run| {
+            context.reporter.check_interrupt()?;
+            run.each(context.repo, |items, opened| {
+                let pages = self.pages.get(items).unwrap_or_default();
+                let Some((id, _)) = pages.first().and_then(|p| self.segment(p)) else { return Ok(()) };
+                let decoded = match opened.map(|(reader, body)| context.repo.decode_segment(&id, reader, body, 0)) {
+                    Some(Ok(decoded)) => decoded,
+                    // Another copy of it may be sound.
+                    _ => context.repo.read_segment(&id)?,
+                };
+                write_pages(context, root, made, &id, &decoded, pages)
+            })
+        })
+    }
+}
+
+/// Writes pages of one segment, neighbours together. Pages of zeros stay holes.
+fn write_pages(
+    context: &Context<'_>,
+    root: &Root,
+    made: &Temporary,
+    id: &BlobId,
+    decoded: &Decoded,
+    pages: &[Page],
+) -> Result<()> {
+    let page_bytes = root.page_bytes as usize;
+    for page in pages {
+        let found = decoded.page_with(usize::from(page.slot), &page.hash);
+        if found.is_none_or(|bytes| bytes.len() != page_bytes) {
+            return Err(Error::corrupt(format!("segment {id}"), format!("it does not hold page {}", page.number + 1)));
+        }
+    }
+    let is_hole = |p: &Page| decoded.page(usize::from(p.slot)).is_some_and(is_zero);
+    let follows = |a: &Page, b: &Page| {
+        b.number == a.number + 1 && u16::from(b.slot) == u16::from(a.slot) + 1 && is_hole(a) == is_hole(b)
+    };
+    for run in pages.chunk_by(follows) {
+        let Some(first) = run.first() else { continue };
+        if let Some(bytes) = decoded.pages(usize::from(first.slot), run.len())
+            && !is_hole(first)
+        {
+            made.write_at(bytes, first.number * u64::from(root.page_bytes))?;
+        }
+    }
+    let bytes = (pages.len() * page_bytes) as u64;
+    context.bytes.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    context.reporter.advance(bytes, 0);
+    Ok(())
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.iter().all(|b| *b == 0)
+}
+
+/// Hashes a file as it is now: while one block is hashed the next is read.
+///
+/// # Errors
+/// [`Error::File`], also if it is shorter than stated.
+pub(super) fn read_back(context: &Context<'_>, file: &OwnedFd, path: &Path, file_bytes: u64) -> Result<blake3::Hash> {
+    let read = |buffer: &mut Vec<u8>, at: u64| {
+        buffer.resize(READ_BACK_BYTES.min((file_bytes - at) as usize), 0);
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(file, rest, at + filled as u64) {
+                Ok(0) => return Err(Error::file("read", path, io::ErrorKind::UnexpectedEof)),
+                Ok(n) => filled += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::file("read", path, e)),
+            }
+        }
+        Ok(())
+    };
+    let mut hasher = blake3::Hasher::new();
+    let (mut this, mut next) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    read(&mut this, at)?;
+    while !this.is_empty() {
+        context.reporter.check_interrupt()?;
+        at += this.len() as u64;
+        let (done, ()) = rayon::join(
+            || read(&mut next, at),
+            || {
+                hasher.update_rayon(&this);
+            },
+        );
+        done?;
+        std::mem::swap(&mut this, &mut next);
+    }
+    Ok(hasher.finalize())
+}
+
+/// Runs `PRAGMA integrity_check` on a restored database; `false` if it did not pass, which is reported.
+pub(super) fn verify(context: &Context<'_>, path: &Path) -> bool {
+    let (severity, why) = match integrity(path) {
+        Ok(rows) if rows == ["ok"] => return true,
+        Ok(rows) => (Severity::Restore, format!("restored as it was captured, but not sound: {}", rows.join("; "))),
+        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) => {
+            (Severity::Restore, format!("restored as it was captured, but not sound: {e}"))
+        }
+        Err(e) => (Severity::Note, format!("restored exactly, but its integrity could not be checked: {e}")),
+    };
+    let hint = (severity == Severity::Restore).then(|| "an older snapshot may hold a sound version".into());
+    context.reporter.problem(Problem { severity, what: display(path), why, hint });
+    false
+}
+
+fn integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.push(char::from(*byte)),
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1&mode=ro");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(uri, flags)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    let mut check = connection.prepare("PRAGMA integrity_check")?;
+    check.query_map([], |row| row.get(0))?.take(SHOWN_ROWS).collect()
+}
