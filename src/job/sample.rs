@@ -117,7 +117,7 @@ impl Sample {
         let bases = base.iter().map(|b| b.0).collect();
         let plain_bytes = pages.len() as u32;
         self.writer().put_frame(Frame { encoding: Encoding::Segment, plain_bytes, entries, bases, body }).unwrap();
-        (0..).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }).collect()
+        (0..=u8::MAX).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }).collect()
     }
 
     /// All pages of a database, in full segments.

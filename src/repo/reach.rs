@@ -315,9 +315,9 @@ mod tests {
     fn maps_patches_and_bases() {
         let world = World::new();
         let (mut db, mut roots, mut segments) = (Db::default(), Vec::new(), Vec::new());
-        let all: Vec<_> = (0..128).map(|n| (n, n as u64)).collect();
-        let second_half: Vec<_> = (64..128).map(|n| (n, 1000 + n as u64)).collect();
-        for (changed, delta) in [(&all[..], false), (&second_half, false), (&[(0, 2000), (127, 2001)], true)] {
+        let all: Vec<_> = (0..512).map(|n| (n, n as u64)).collect();
+        let second_half: Vec<_> = (256..512).map(|n| (n, 1000 + n as u64)).collect();
+        for (changed, delta) in [(&all[..], false), (&second_half, false), (&[(0, 2000), (511, 2001)], true)] {
             let mut writer = Writer::new(&world.repo, 3);
             let map = db.store(&world.repo, &mut writer, changed, delta);
             roots.push(World::put_tree(&mut writer, vec![database_node(map)]));

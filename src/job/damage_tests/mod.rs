@@ -111,7 +111,7 @@ fn put_pages(
             let entries = vec![Entry { id, kind: BlobType::Segment, plain_bytes }];
             writer.put_frame(Frame { encoding: Encoding::Segment, plain_bytes, entries, bases, body }).unwrap();
         }
-        out.extend((0..).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }));
+        out.extend((0..=u8::MAX).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }));
     }
     out
 }
