@@ -357,6 +357,9 @@ pub enum Repair {
     /// Write the index anew from the packs themselves
     #[command(after_long_help = help::REPAIR)]
     Index,
+    /// Read all data, and leave what is damaged out of the index, so that `create` stores it anew
+    #[command(after_long_help = help::REPAIR)]
+    Packs,
 }
 
 /// `key`

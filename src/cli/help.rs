@@ -137,7 +137,8 @@ With --json: damaged, problems (an array), snapshots, trees, blobs, packs, bytes
 
 pub const REPAIR: &str = "\
 Examples:
-  snapshot repair index";
+  snapshot repair index     writes the index anew from the packs
+  snapshot repair packs     reads all data; run `snapshot create` afterwards";
 
 pub const KEY: &str = "\
 Examples:

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use snapshot::error::Result;
-use snapshot::job::repair::{Summary, repair_index};
+use snapshot::job::repair::{Summary, repair_index, repair_packs};
 
 use super::args::Repair;
 use super::context::Context;
@@ -11,9 +11,11 @@ use super::output::{Out, count, document};
 
 /// Mends the index.
 pub fn run(context: &Context, args: &Repair, out: &mut Out) -> Result<()> {
-    let Repair::Index = args;
     let session = context.open()?;
-    let summary = repair_index(&session.repo, &context.reporter)?;
+    let summary = match args {
+        Repair::Index => repair_index(&session.repo, &context.reporter)?,
+        Repair::Packs => repair_packs(&session.repo, &context.reporter)?,
+    };
     if context.global.json {
         return out.json(&to_json(&summary));
     }
@@ -30,6 +32,7 @@ fn to_json(summary: &Summary) -> Value {
         "index_files_replaced": summary.index_files_replaced,
         "config_repaired": summary.config_repaired,
         "unreadable_packs": summary.unreadable_packs,
+        "damaged_blobs": summary.damaged_blobs,
     }))
     .into()
 }
@@ -46,6 +49,9 @@ fn to_text(summary: &Summary) -> String {
     }
     if summary.unreadable_packs > 0 {
         text += &format!("; {} left out, unreadable", count(summary.unreadable_packs, "pack", "packs"));
+    }
+    if summary.damaged_blobs > 0 {
+        text += &format!("; {} left out, damaged", count(summary.damaged_blobs, "blob", "blobs"));
     }
     text
 }

@@ -147,7 +147,7 @@ impl Index {
             put(block, &mut out)?;
         }
         for block in record_blocks {
-            put(&block.iter().flat_map(|r| record_bytes(r)).collect::<Vec<u8>>(), &mut out)?;
+            put(&block.iter().flat_map(record_bytes).collect::<Vec<u8>>(), &mut out)?;
         }
         Ok((IndexId(*blake3::hash(&out).as_bytes()), out))
     }

@@ -20,6 +20,22 @@ pub const SEGMENT_PAGES: usize = 256;
 pub const SEGMENT_BYTES: usize = 1 << 20;
 const NO_BASE: u16 = u16::MAX;
 
+/// A set of slots of one segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotSet([u64; SEGMENT_PAGES / 64]);
+
+impl SlotSet {
+    /// Adds a slot.
+    pub fn insert(&mut self, slot: u8) {
+        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
+    }
+
+    /// Whether every slot of `other` is in this set.
+    pub fn holds(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(all, some)| some & !all == 0)
+    }
+}
+
 /// How many pages of a size go into one segment.
 pub fn pages_per_segment(page_bytes: usize) -> usize {
     (SEGMENT_BYTES / page_bytes.max(1)).clamp(1, SEGMENT_PAGES)
@@ -206,6 +222,13 @@ impl Decoded {
     /// The page in a slot, if it has the hash that is asked for.
     pub fn page_with(&self, slot: usize, hash: &PageHash) -> Option<&[u8]> {
         self.page(slot).filter(|_| self.hashes.get(slot) == Some(hash))
+    }
+
+    /// The slots whose pages are there.
+    pub fn present(&self) -> SlotSet {
+        let mut set = SlotSet::default();
+        (0..=u8::MAX).filter(|slot| self.page(usize::from(*slot)).is_some()).for_each(|slot| set.insert(slot));
+        set
     }
 
     /// Decoded bytes held.

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::MAX_CONTROL_BYTES;
 use crate::format::cbor::Time;
-use crate::format::control::{self, Condemned};
+use crate::format::control::{self, Condemned, SessionKind};
 use crate::format::header::Kind;
 use crate::format::snapshot::Snapshot;
 use crate::id::{GcId, PackId, SnapshotId};
@@ -67,6 +67,14 @@ impl Repository {
         }
         found.sort_by_key(|n| (n.snapshot.time, n.snapshot.generation, n.id));
         Ok((found, lost))
+    }
+
+    /// The paths of all snapshots, sorted.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn snapshot_names(&self) -> Result<Vec<String>> {
+        Ok(self.backend.list(layout::SNAPSHOTS)?.into_iter().map(|l| l.path).collect())
     }
 
     /// All snapshots, oldest first, and those that can't be read.
@@ -138,6 +146,8 @@ impl Repository {
         self.backend.put(&path, bytes)?;
         match self.backend.get(&tomb, MAX_CONTROL_BYTES as u64) {
             Ok(_) => self.backend.delete(&[tomb]),
+            // Without a prune, it was another undo that took the tomb away.
+            Err(Error::Missing { .. }) if !self.is_prune_running()? => Ok(()),
             Err(Error::Missing { .. }) => {
                 self.backend.delete(&[path])?;
                 Err(Error::refused(
@@ -147,6 +157,12 @@ impl Repository {
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn is_prune_running(&self) -> Result<bool> {
+        // A session that can't be read may be one.
+        let may_prune = |s: &super::Running| s.session.as_ref().is_none_or(|s| s.kind == SessionKind::Prune);
+        Ok(self.sessions()?.iter().any(may_prune))
     }
 
     /// All records of condemned packs. One that can't be read is reported and left out: what no prune can read, no

@@ -26,10 +26,13 @@ pub const MAX_BASE_DEPTH: usize = 16;
 #[derive(Default)]
 pub(super) struct FrameCache(Mutex<Cached>);
 
+/// Pack and frame, by their numbers in the index.
+type FrameKey = (u32, u32);
+
 /// Newest last.
 #[derive(Default)]
 struct Cached {
-    frames: VecDeque<((u32, u32), Arc<Vec<u8>>)>,
+    frames: VecDeque<(FrameKey, Arc<Vec<u8>>)>,
     bytes: usize,
 }
 
@@ -42,11 +45,11 @@ impl FrameCache {
         *self.lock() = Cached::default();
     }
 
-    fn get(&self, key: (u32, u32)) -> Option<Arc<Vec<u8>>> {
+    fn get(&self, key: FrameKey) -> Option<Arc<Vec<u8>>> {
         self.lock().frames.iter().rev().find(|(k, _)| *k == key).map(|(_, frame)| frame.clone())
     }
 
-    fn put(&self, key: (u32, u32), frame: &Arc<Vec<u8>>) {
+    fn put(&self, key: FrameKey, frame: &Arc<Vec<u8>>) {
         let mut cached = self.lock();
         cached.bytes += frame.len();
         cached.frames.push_back((key, frame.clone()));

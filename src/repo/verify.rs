@@ -13,6 +13,7 @@ use crate::backend::{Listed, layout};
 use crate::error::{Error, Result};
 use crate::format::MAX_PACK_BYTES;
 use crate::format::pack::{Encoding, FrameInfo, PackInfo, open_directory};
+use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 use crate::report::Reporter;
 
@@ -30,12 +31,12 @@ pub struct Audit {
     /// What is wrong with which frame, in words.
     pub faults: Vec<String>,
     /// Which slots of each segment are present: bit n for slot n.
-    pub slots: Vec<(BlobId, u64)>,
+    pub slots: Vec<(BlobId, SlotSet)>,
 }
 
 /// What is wrong with one frame, or the present slots of a sound segment.
 enum Found {
-    Sound(Option<(BlobId, u64)>),
+    Sound(Option<(BlobId, SlotSet)>),
     Bad { blobs: Vec<BlobId>, why: String },
 }
 
@@ -124,10 +125,7 @@ impl Repository {
         };
         match (frame.encoding, frame.entries.as_slice()) {
             (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, &body, 0) {
-                Ok(decoded) => {
-                    let present = (0..decoded.hashes.len()).filter(|slot| decoded.page(*slot).is_some());
-                    Found::Sound(Some((only.id, present.fold(0, |bits, slot| bits | 1 << slot))))
-                }
+                Ok(decoded) => Found::Sound(Some((only.id, decoded.present()))),
                 // A base that is damaged counts where it lies, not here.
                 Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Sound(None),
                 Err(e) => all(e),

@@ -10,6 +10,7 @@ use crate::backend::{Listed, layout};
 use crate::crypto;
 use crate::error::{Error, Result};
 use crate::format::pack::PackInfo;
+use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 use crate::index::{BlobIndex, Place};
 use crate::repo::Repository;
@@ -59,7 +60,7 @@ pub(super) struct Packs {
     /// Blobs that a pack holds and its index doesn't tell of.
     untold: HashMap<BlobId, u32>,
     /// Which slots are present in segments that were decoded.
-    slots: HashMap<BlobId, u64>,
+    slots: HashMap<BlobId, SlotSet>,
 }
 
 impl Packs {
@@ -233,7 +234,7 @@ impl Packs {
     }
 
     /// Which slots of a segment are present, if it was decoded.
-    pub(super) fn slots(&self, id: &BlobId) -> Option<u64> {
+    pub(super) fn slots(&self, id: &BlobId) -> Option<SlotSet> {
         self.slots.get(id).copied()
     }
 

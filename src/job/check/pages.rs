@@ -9,6 +9,7 @@ use crate::crypto::BlobType;
 use crate::error::Result;
 use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pagemap::{Inner, Root, StoredLeaf};
+use crate::format::segment::SlotSet;
 use crate::format::tree::split_ids;
 use crate::id::BlobId;
 use crate::repo::MAX_BASE_DEPTH;
@@ -86,16 +87,10 @@ impl Walk<'_> {
             Some(cause) => (0, Rc::new([cause].into())),
             None => match self.repo.read_leaf(id) {
                 Ok(leaf) => {
-                    let mut needed: HashMap<BlobId, u64> = HashMap::new();
+                    let mut needed: HashMap<BlobId, SlotSet> = HashMap::new();
                     let mut lost = BTreeSet::new();
                     for page in &leaf.pages {
-                        let slots = needed.entry(page.segment).or_default();
-                        match 1u64.checked_shl(page.slot.into()) {
-                            Some(bit) => *slots |= bit,
-                            None => {
-                                lost.insert(self.losses.blame(*id, "a page is in a slot that no segment has"));
-                            }
-                        }
+                        needed.entry(page.segment).or_default().insert(page.slot);
                     }
                     lost.extend(needed.into_iter().filter_map(|(id, slots)| self.pages(&id, slots)));
                     (leaf.pages.len(), Rc::new(lost))
@@ -133,10 +128,10 @@ impl Walk<'_> {
     }
 
     /// Whether these slots of a segment can be had; else what is to blame.
-    fn pages(&mut self, id: &BlobId, slots: u64) -> Option<Cause> {
+    fn pages(&mut self, id: &BlobId, slots: SlotSet) -> Option<Cause> {
         match self.segment(id, 0) {
             Err(cause) => Some(cause),
-            Ok(_) if self.packs.slots(id).is_some_and(|present| slots & !present != 0) => {
+            Ok(_) if self.packs.slots(id).is_some_and(|present| !present.holds(&slots)) => {
                 Some(self.losses.blame(*id, "it is damaged: pages that a snapshot needs are not in it any more"))
             }
             Ok(_) => None,

@@ -114,19 +114,23 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         adopt_leftovers(repo, session, reporter)?;
     }
 
-    let previous = previous(repo, &host, &source, reporter)?;
-    if let Some(Named { snapshot, .. }) = &previous {
+    let names_before = repo.snapshot_names()?;
+    let older_snapshot = previous(repo, &host, &source, reporter)?;
+    if let Some(Named { snapshot, .. }) = &older_snapshot {
         let totals = &reporter.progress;
         totals.bytes_total.store(snapshot.counts.bytes, std::sync::atomic::Ordering::Relaxed);
     }
     let mut writer = if options.dry_run { Writer::dry(repo, options.level) } else { Writer::new(repo, options.level) };
-    let older = previous.as_ref().map(|p| {
+    let older = older_snapshot.as_ref().map(|p| {
         let root = Node { tree: Some(p.snapshot.tree), ..Node::bare(b"root", NodeKind::Directory) };
         (root, p.snapshot.started)
     });
     let (collected, owners) = flow(repo, options, reporter, &mut writer, &top, older)?;
     let written = writer.finish()?;
 
+    // Another run may have stored a generation of this source meanwhile: this one comes after it.
+    let previous =
+        if repo.snapshot_names()? == names_before { older_snapshot } else { previous(repo, &host, &source, reporter)? };
     let mut snapshot = Snapshot {
         time: options.time.unwrap_or(started),
         started,
