@@ -170,6 +170,11 @@ impl PackBuilder {
         n >= PACK_LIMIT_BYTES || self.best.is_some_and(|(_, padding)| padding < n / LITTLE_PADDING)
     }
 
+    /// Whether two packs would be padded less than this one: so a run's last one is better split.
+    pub fn is_better_split(&self) -> bool {
+        self.best.is_some_and(|(frames, _)| frames < self.frames.len())
+    }
+
     /// Takes a full pack and goes on with the frames that did not fit well.
     pub fn take_full(&mut self) -> Self {
         let mut full = std::mem::replace(self, Self::new(self.kind));

@@ -206,9 +206,10 @@ impl Writer {
         self.flush_small()?;
         for kind in [Kind::DataPack, Kind::MetadataPack] {
             let builder = if kind == Kind::DataPack { &mut self.data } else { &mut self.metadata };
+            let first = builder.is_better_split().then(|| builder.take_full());
             let last = std::mem::replace(builder, PackBuilder::new(kind));
-            if !last.is_empty() {
-                self.send(last)?;
+            for pack in first.into_iter().chain((!last.is_empty()).then_some(last)) {
+                self.send(pack)?;
             }
         }
         let packs = self.join()?;
