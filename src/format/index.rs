@@ -13,7 +13,7 @@
 
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
-use super::pack::{Encoding, PackInfo};
+use super::pack::{Encoding, Entry, PackInfo};
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, TAG_BYTES};
 use crate::error::{Error, Result};
@@ -204,8 +204,6 @@ impl Index {
     }
 }
 
-use super::pack::Entry;
-
 fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
     out.extend_from_slice(&pack.id.0);
     out.extend_from_slice(&pack.file_bytes.to_le_bytes());
@@ -229,12 +227,7 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
     let mut end = HEADER_BYTES as u64 + u64::from(header.first_bytes);
     for _ in 0..r.u32()? {
         let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
-        let encoding = match r.u8()? {
-            0 => Encoding::Raw,
-            1 => Encoding::Zstd,
-            2 => Encoding::Segment,
-            _ => return None,
-        };
+        let encoding = Encoding::from_u8(r.u8()?)?;
         let sound = r.u8()? == 0 && plain_bytes as usize <= MAX_FRAME_BYTES && stored_bytes as usize >= TAG_BYTES;
         end += u64::from(stored_bytes);
         if !sound || end > file_bytes {

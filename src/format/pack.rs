@@ -37,6 +37,13 @@ pub enum Encoding {
     Segment = 2,
 }
 
+impl Encoding {
+    /// Reads the stored number.
+    pub fn from_u8(n: u8) -> Option<Self> {
+        [Self::Raw, Self::Zstd, Self::Segment].into_iter().find(|e| *e as u8 == n)
+    }
+}
+
 /// One blob of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -254,12 +261,7 @@ pub(super) fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
 /// Reads what [`put_frame`] wrote; `None` for anything out of bounds.
 pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
     let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
-    let encoding = match r.u8()? {
-        0 => Encoding::Raw,
-        1 => Encoding::Zstd,
-        2 => Encoding::Segment,
-        _ => return None,
-    };
+    let encoding = Encoding::from_u8(r.u8()?)?;
     if r.u8()? != 0 || plain_bytes as usize > MAX_FRAME_BYTES || stored_bytes as usize > 2 * MAX_FRAME_BYTES {
         return None;
     }
