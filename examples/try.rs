@@ -1,3 +1,7 @@
+//! Takes one snapshot through the library, with times: for profiling without the command line.
+
+#![allow(clippy::unwrap_used)]
+
 use snapshot::{
     backend::Local, crypto::KdfCost, format::keyslot::Unlock, job::create, repo::Repository, report::Reporter,
 };

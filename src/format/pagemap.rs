@@ -148,7 +148,7 @@ impl StoredLeaf {
 
     /// A patch of `parent`, which is `depth − 1` patches above a full leaf.
     pub fn patch(parent: BlobId, older: &Self, pages: usize, changes: &[Change]) -> Self {
-        let mut leaf = Self::build(Some(parent), older.depth + 1, older.chain_bytes, pages, changes);
+        let mut leaf = Self::build(Some(parent), older.depth.saturating_add(1), older.chain_bytes, pages, changes);
         leaf.chain_bytes = older.chain_bytes.saturating_add((leaf.segments.len() + leaf.columns.len()) as u32);
         leaf
     }

@@ -13,7 +13,7 @@
 
 mod locks;
 mod open;
-mod wal;
+pub mod wal;
 
 pub use locks::{in_use, tidy_sidecars};
 pub use open::{Database, Refusal};
