@@ -1,4 +1,4 @@
-//! Writing blobs: small ones are gathered into frames, frames into packs, packs are sealed and stored by two threads
+//! Writing blobs: small ones are gathered into frames, frames into packs, packs are sealed and stored by another thread
 //! while more are gathered, and at the end an index file describes them all.
 //!
 //! Order: packs, then the index; a snapshot is the caller's and comes after. Each is durable before the next.
@@ -19,8 +19,9 @@ use crate::format::pack::{Encoding, Entry, Frame, PackBuilder, PackInfo};
 use crate::format::zstd;
 use crate::id::BlobId;
 
-/// Threads that seal and store packs. Each holds one pack of up to 12 MiB, and one is being gathered.
-const UPLOADERS: usize = 2;
+/// Threads that seal and store packs. Each holds one pack of up to 12 MiB, and one is being gathered. One keeps up with
+/// two cores that compress.
+const UPLOADERS: usize = 1;
 /// Small blobs are gathered into frames of about this size, in bytes.
 pub const GATHER_BYTES: usize = 1 << 20;
 

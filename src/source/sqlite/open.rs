@@ -95,6 +95,10 @@ impl Database {
     /// # Errors
     /// Why it can't be captured at all.
     pub fn quiet(path: &Path) -> Result<Option<Self>, Refusal> {
+        let main = File::open(path).map_err(busy)?;
+        if locks::in_use(&main, path).map_err(busy)? != Use::None {
+            return Ok(None);
+        }
         let mut surroundings = Surroundings::look(path).map_err(busy)?;
         if !surroundings.is_settled() {
             std::thread::sleep(SETTLE + SETTLE / 2);
@@ -103,10 +107,7 @@ impl Database {
                 return Ok(None);
             }
         }
-        let main = File::open(path).map_err(busy)?;
-        if locks::in_use(&main, path).map_err(busy)? != Use::None {
-            return Ok(None);
-        }
+        // Whoever begins to use it from here on shows in the end: by a lock, or in what stat says.
         if is_hot(&sidecar(path, "-journal")).map_err(busy)? {
             return Err(Refusal::Busy(
                 "the journal of an interrupted transaction lies beside it; open it once with its application".into(),
