@@ -80,13 +80,18 @@ impl Repository {
             let bytes = backend.get(path, MAX_CONFIG_BYTES as u64)?;
             Config::parse(&bytes, path).map(|config| (config, bytes))
         };
-        let (first, copy) = (read(layout::CONFIG), read(layout::CONFIG_COPY));
-        if matches!((&first, &copy), (Err(Error::Missing { .. }), Err(Error::Missing { .. }))) {
-            return Err(Error::NoRepository { at: backend.describe() });
-        }
-        if let Err(e @ Error::Unsupported { .. }) = first {
-            return Err(e);
-        }
+        let (first, copy) = match (read(layout::CONFIG), read(layout::CONFIG_COPY)) {
+            (Err(Error::Missing { .. }), Err(Error::Missing { .. })) => {
+                return Err(Error::NoRepository { at: backend.describe() });
+            }
+            // Of a place that holds no config that makes sense, a wrong key is not the thing to say.
+            (Err(e @ Error::Unsupported { .. }), _)
+            | (Err(_), Err(e @ Error::Unsupported { .. }))
+            | (Err(e), Err(_)) => {
+                return Err(e);
+            }
+            some => some,
+        };
         let master = unlock::find_master(&*backend, unlock, secret)?;
         let keys = Keys::derive(&master);
         let authentic = |read: Result<(Config, Vec<u8>)>, what| {

@@ -69,8 +69,8 @@ pub fn link_target(path: &Path) -> std::io::Result<Vec<u8>> {
 /// The system's.
 pub fn xattrs(path: &Path) -> std::io::Result<Option<Vec<Xattr>>> {
     use rustix::io::Errno;
-    // Most files have none: asked for with an empty buffer first, which costs one call.
-    let mut names = match rustix::fs::llistxattr(path, &mut [0u8; 0][..]) {
+    // Most files have none: the length alone is asked for first, which costs one call.
+    let mut names = match rustix::fs::llistxattr_query(path) {
         Ok(0) | Err(Errno::NOTSUP | Errno::NOENT) => return Ok(None),
         len => vec![0; len? + 256],
     };

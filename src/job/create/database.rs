@@ -56,10 +56,10 @@ impl Walker<'_> {
     /// be stored as a plain file with its sidecars, and reported.
     pub(super) fn database(&mut self, entry: &mut Entry, older: Option<&Node>) -> Result<bool> {
         let size = entry.meta.size();
-        let can_be = entry.node.kind == NodeKind::File
-            && size >= SMALLEST_PAGE_BYTES
-            && size.is_multiple_of(SMALLEST_PAGE_BYTES);
-        if !can_be || entry.is_link {
+        // Of the other lengths, a small file is looked at when it is read anyway; a large one, which a crash may have
+        // cut or left half extended, is opened once more.
+        let can_be = size.is_multiple_of(SMALLEST_PAGE_BYTES) || size > self.chunker.min_bytes() as u64;
+        if entry.node.kind != NodeKind::File || size < SMALLEST_PAGE_BYTES || !can_be || entry.is_link {
             return Ok(false);
         }
         let older_record = older.and_then(|node| node.database.as_ref());

@@ -1,0 +1,19 @@
+//! The program as its users meet it: the real binary, real files, real SQLite writers in other processes.
+//!
+//! One test binary, so that it is linked once. Each test has a [`world::World`] of its own: home, cache, configuration
+//! and working directory in a temporary directory, and no variable inherited that the program knows. Helper processes
+//! are this same binary, see [`roles`].
+
+mod cli;
+mod faults;
+mod files;
+mod golden;
+mod picture;
+mod roles;
+mod selection;
+mod sqlite;
+mod sqlite_unchanged;
+mod sqlite_unsound;
+mod storage;
+mod tidy;
+mod world;

@@ -1,0 +1,196 @@
+//! Other processes at a database: this test binary, started again to play a part. Locks and crashes are real that way.
+//!
+//! A role says "ready" on its standard error, and goes on until its standard input ends.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+const ROLE: &str = "SNAPSHOT_IT_ROLE";
+const DATABASE: &str = "SNAPSHOT_IT_DATABASE";
+
+/// Number of accounts, and what they hold together.
+pub const ACCOUNTS: i64 = 100;
+/// See [`ACCOUNTS`].
+pub const TOTAL: i64 = ACCOUNTS * 1000;
+
+/// What a process does with a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Moves money between accounts and adds rows, one transaction after the other, as fast as it can. An error ends
+    /// it with a status other than 0.
+    Transfer,
+    /// Commits to the log, never checkpoints, and keeps the database open.
+    CommitToLog,
+    /// Has the database locked for itself.
+    LockForItself,
+    /// Is in the middle of a transaction so large that pages have been written to the file already.
+    Spill,
+}
+
+const ROLES: [(&str, Role); 4] = [
+    ("transfer", Role::Transfer),
+    ("commit-to-log", Role::CommitToLog),
+    ("lock-for-itself", Role::LockForItself),
+    ("spill", Role::Spill),
+];
+
+/// A process that plays a role.
+pub struct Player {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Role {
+    /// Starts a process, and waits until it is ready.
+    pub fn start(self, database: &Path) -> Player {
+        let name = ROLES.iter().find(|(_, role)| *role == self).unwrap().0;
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "roles::play", "--ignored", "--nocapture"]).env(ROLE, name).env(DATABASE, database);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), "ready", "{name}");
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::stderr()));
+        Player { stdin: child.stdin.take(), child }
+    }
+}
+
+impl Player {
+    /// Ends it in order; fails if it met an error.
+    pub fn end(mut self) {
+        drop(self.stdin.take());
+        assert!(self.child.wait().unwrap().success(), "the other process has met an error");
+    }
+
+    /// Ends it as a power cut would, as far as processes go.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        // Ended already, or the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes a database with accounts, in the journal mode and of the page size given.
+pub fn make_bank(path: &Path, mode: &str, page_bytes: u32) {
+    let db = Connection::open(path).unwrap();
+    db.pragma_update(None, "page_size", page_bytes).unwrap();
+    db.pragma_update(None, "journal_mode", mode).unwrap();
+    db.execute_batch(&format!(
+        "CREATE TABLE account(id INTEGER PRIMARY KEY, money INTEGER NOT NULL);
+         CREATE TABLE entry(id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+         CREATE INDEX by_text ON entry(text);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ACCOUNTS})
+         INSERT INTO account SELECT i, 1000 FROM n;
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+         INSERT INTO entry SELECT i, hex(randomblob(100)) FROM n;"
+    ))
+    .unwrap();
+}
+
+/// Fails unless a database is whole and no money was lost or made; returns the number of its entries.
+#[track_caller]
+pub fn check_bank(path: &Path) -> i64 {
+    let db = Connection::open(path).unwrap();
+    let verdict: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let total: i64 = db.query_row("SELECT sum(money) FROM account", [], |row| row.get(0)).unwrap();
+    let entries: i64 = db.query_row("SELECT count(*) FROM entry", [], |row| row.get(0)).unwrap();
+    assert_eq!((verdict.as_str(), total), ("ok", TOTAL), "{}", path.display());
+    entries
+}
+
+/// What the other processes run; nothing unless started as one.
+#[test]
+#[ignore = "what other processes run, started by tests"]
+fn play() {
+    let (Some(role), Some(path)) = (std::env::var_os(ROLE), std::env::var_os(DATABASE)) else { return };
+    let role = ROLES.iter().find(|(name, _)| role == *name).unwrap().1;
+    let path = Path::new(&path);
+    match role {
+        Role::Transfer => transfer(path),
+        Role::CommitToLog => commit_to_log(path),
+        Role::LockForItself => lock_for_itself(path),
+        Role::Spill => spill(path),
+    }
+}
+
+fn ready() {
+    eprintln!("ready");
+}
+
+fn wait_for_end() {
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+fn transfer(path: &Path) {
+    let mut db = Connection::open(path).unwrap();
+    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    // In WAL mode a reader never makes a writer wait, so there is nothing to be patient about.
+    db.busy_timeout(if mode == "wal" { Duration::ZERO } else { Duration::from_secs(60) }).unwrap();
+    db.pragma_update(None, "synchronous", "NORMAL").unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let set = ended.clone();
+    std::thread::spawn(move || {
+        wait_for_end();
+        set.store(true, Ordering::Relaxed);
+    });
+    ready();
+    for i in 0i64.. {
+        if ended.load(Ordering::Relaxed) {
+            return;
+        }
+        let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+        let (from, to, amount) = (1 + i * 7 % ACCOUNTS, 1 + i * 13 % ACCOUNTS, i % 50);
+        work.execute("UPDATE account SET money = money - ?1 WHERE id = ?2", [amount, from]).unwrap();
+        work.execute("INSERT INTO entry(text) VALUES (hex(randomblob(200)))", []).unwrap();
+        work.execute("UPDATE account SET money = money + ?1 WHERE id = ?2", [amount, to]).unwrap();
+        if i % 3 == 0 {
+            work.execute("DELETE FROM entry WHERE id = (SELECT min(id) FROM entry)", []).unwrap();
+        }
+        work.commit().unwrap();
+    }
+}
+
+fn commit_to_log(path: &Path) {
+    let db = Connection::open(path).unwrap();
+    db.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    for i in 0..30 {
+        db.execute("INSERT INTO entry(text) VALUES (hex(randomblob(300)))", []).unwrap();
+        db.execute("UPDATE account SET money = money + 1 - 2 * (id % 2) WHERE id IN (?1, ?1 + 1)", [1 + i * 2])
+            .unwrap();
+    }
+    db.execute("DELETE FROM entry WHERE id % 5 = 0", []).unwrap();
+    ready();
+    wait_for_end();
+}
+
+fn lock_for_itself(path: &Path) {
+    let db = Connection::open(path).unwrap();
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE").unwrap();
+    db.execute("UPDATE account SET money = money", []).unwrap();
+    ready();
+    wait_for_end();
+}
+
+fn spill(path: &Path) {
+    let db = Connection::open(path).unwrap();
+    db.pragma_update(None, "cache_size", 10).unwrap();
+    db.execute_batch("BEGIN; UPDATE entry SET text = hex(randomblob(100)); UPDATE account SET money = money + 1;")
+        .unwrap();
+    ready();
+    wait_for_end();
+}

@@ -1,0 +1,174 @@
+//! A database is read again unless it is certain that it has not changed; and reading leaves no trace.
+
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::roles::{Role, check_bank, make_bank};
+use crate::world::World;
+
+/// What changed less than two seconds before a capture is read again by the next: after this it need not be.
+const SETTLED: Duration = Duration::from_millis(3100);
+
+fn with_database(mode: &str) -> (World, PathBuf) {
+    let world = World::new();
+    fs::create_dir(world.work("app")).unwrap();
+    let path = world.work("app/data.db");
+    make_bank(&path, mode, 4096);
+    (world, path)
+}
+
+fn set_mtime_of(path: &Path, other: &fs::Metadata) {
+    let times = FileTimes::new().set_modified(other.modified().unwrap());
+    OpenOptions::new().write(true).open(path).unwrap().set_times(times).unwrap();
+}
+
+/// Takes a snapshot, and says whether it has read anything.
+fn reads(world: &World) -> bool {
+    world.json(["create", "app"])["bytes_read"].as_u64().unwrap() > 0
+}
+
+#[track_caller]
+fn assert_newest_is(world: &World, expected: &[u8]) {
+    assert!(world.ok(["dump", "latest", "app/data.db"]).stdout == expected);
+}
+
+/// Changes the text of an entry in place, without SQLite, so that nothing but the content shows it.
+fn patch(path: &Path, marker: &str, now: &str) {
+    let bytes = fs::read(path).unwrap();
+    let at = bytes.windows(marker.len()).position(|window| window == marker.as_bytes()).unwrap();
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(now.as_bytes(), at as u64).unwrap();
+}
+
+fn insert(path: &Path, text: &str) {
+    Connection::open(path).unwrap().execute("INSERT INTO entry(text) VALUES (?1)", [text]).unwrap();
+}
+
+#[test]
+fn an_unchanged_database_is_not_read_again() {
+    for mode in ["WAL", "DELETE"] {
+        let (world, path) = with_database(mode);
+        std::thread::sleep(SETTLED);
+        assert!(reads(&world));
+        assert!(!reads(&world), "{mode}");
+        assert_newest_is(&world, &fs::read(&path).unwrap());
+        insert(&path, "one more");
+        assert!(reads(&world), "{mode}");
+        assert_newest_is(&world, &fs::read(&path).unwrap());
+    }
+}
+
+#[test]
+fn a_commit_that_is_only_in_the_log_is_seen() {
+    let (world, path) = with_database("WAL");
+    Role::CommitToLog.start(&path).kill();
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    assert!(!reads(&world));
+    let before = fs::metadata(&path).unwrap();
+    Role::CommitToLog.start(&path).kill();
+    let after = fs::metadata(&path).unwrap();
+    let stat = |meta: &fs::Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
+    assert_eq!(stat(&before), stat(&after), "the main file was not touched, or this tests nothing");
+    assert!(reads(&world));
+    let restored = world.restore("latest", "out").join("app/data.db");
+    assert_eq!(check_bank(&restored), check_bank(&path));
+}
+
+#[test]
+fn a_change_behind_a_set_back_time_is_seen() {
+    let (world, path) = with_database("DELETE");
+    insert(&path, "before the change");
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    let before = fs::metadata(&path).unwrap();
+    patch(&path, "before the change", "behind the change");
+    set_mtime_of(&path, &before);
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((before.len(), before.modified().unwrap()), (after.len(), after.modified().unwrap()));
+    assert!(reads(&world));
+    assert_newest_is(&world, &fs::read(&path).unwrap());
+}
+
+#[test]
+fn a_replacement_of_equal_size_and_time_is_seen() {
+    let (world, path) = with_database("DELETE");
+    insert(&path, "the first one");
+    let other = world.at("tmp/other.db");
+    fs::copy(&path, &other).unwrap();
+    patch(&other, "the first one", "the other one");
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    let before = fs::metadata(&path).unwrap();
+    set_mtime_of(&other, &before);
+    fs::rename(&other, &path).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((before.len(), before.modified().unwrap()), (after.len(), after.modified().unwrap()));
+    assert!(reads(&world));
+    assert_newest_is(&world, &fs::read(&path).unwrap());
+}
+
+#[test]
+fn a_write_within_the_same_tick_is_seen() {
+    let (world, path) = with_database("DELETE");
+    insert(&path, "tick 000");
+    for i in 0..15 {
+        // As close to the capture as can be, before and after; the length never changes.
+        patch(&path, "tick ", "tack ");
+        assert!(reads(&world));
+        assert_newest_is(&world, &fs::read(&path).unwrap());
+        patch(&path, "tack ", "tick ");
+        let number = format!("tick {i:03}");
+        patch(&path, "tick ", &number);
+        assert!(reads(&world));
+        assert_newest_is(&world, &fs::read(&path).unwrap());
+    }
+}
+
+/// Names, kinds, sizes and modification times.
+fn listing(directory: &Path) -> Vec<(String, u64, i64, i64, u64)> {
+    let mut out: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap()))
+        .chain([(".".to_owned(), fs::metadata(directory).unwrap())])
+        .map(|(name, meta)| (name, meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ino()))
+        .collect();
+    out.sort();
+    out
+}
+
+#[test]
+fn the_source_looks_as_before() {
+    let (world, path) = with_database("WAL");
+    for state in ["closed", "killed", "rollback"] {
+        match state {
+            "killed" => Role::CommitToLog.start(&path).kill(),
+            "rollback" => Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "DELETE").unwrap(),
+            _ => {}
+        }
+        let before = listing(&world.work("app"));
+        // Twice: just written, and settled.
+        for _ in 0..2 {
+            world.ok(["create", "app"]);
+            assert_eq!(listing(&world.work("app")), before, "{state}");
+        }
+    }
+}
+
+#[test]
+fn locks_of_the_application_survive_a_capture() {
+    let (world, path) = with_database("DELETE");
+    fs::hard_link(&path, world.work("app/also.db")).unwrap();
+    let user = Role::LockForItself.start(&path);
+    world.run(["create", "app", "--max-lock", "1"]).expect(3);
+    // Whoever else comes still finds it locked.
+    let other = Connection::open(&path).unwrap();
+    other.busy_timeout(Duration::ZERO).unwrap();
+    assert!(other.query_row("SELECT count(*) FROM entry", [], |row| row.get::<_, i64>(0)).is_err());
+    user.end();
+    File::open(&path).unwrap();
+}
