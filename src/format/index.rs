@@ -3,7 +3,7 @@
 //! ```text
 //! header (48) | sealed table | sealed pack blocks … | sealed record blocks …
 //! table:   pack blocks n (4) | record blocks m (4) | n × sealed length (4) | m × (sealed length (4), first id (32))
-//! pack:    id (32) | file length (8) | kind (1) | zero (3) | first message length (4) | salt (32) | frames (4)
+//! pack:    id (32) | file length (8) | the pack's header (48) | frames (4)
 //!          | per frame: stored (4) | plain (4) | encoding (1) | zero (1) | bases (2) | base ids (32 each)
 //! record:  id (32) | pack (4) | frame (4) | offset in frame (3) | type (1) | length (4)       = 48 bytes, sorted by id
 //! ```

@@ -1,6 +1,6 @@
 //! Directories: nodes sorted by name, split into blobs by content.
 //!
-//! A directory is cut after a node whose name's hash ends in eight zero bits, so that one changed file in a directory
+//! A directory is cut after a node whose name's BLAKE3 begins with a zero byte, so that one changed file in a directory
 //! of 20,000 rewrites one part of some 256 nodes and the list of parts.
 
 use minicbor::bytes::ByteVec;
@@ -12,8 +12,10 @@ use crate::id::BlobId;
 
 /// A part is never cut before it has this many nodes …
 const PART_MIN_NODES: usize = 64;
-/// … and always when it has this many.
+/// … and always when it has this many,
 const PART_MAX_NODES: usize = 1024;
+/// or when its names, link targets, ids and extended attributes add up to this many bytes.
+const PART_MAX_BYTES: usize = 1 << 20;
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -269,6 +271,14 @@ impl Tree {
 }
 
 impl Node {
+    /// Length of what has no fixed length.
+    fn variable_bytes(&self) -> usize {
+        let xattrs = self.xattrs.iter().flatten().map(|x| x.name.len() + x.value.len()).sum::<usize>();
+        let content = self.content.as_ref().map_or(0, |c| c.ids.len());
+        let extents = self.extents.as_ref().map_or(0, |e| e.len() * 9);
+        self.name.len() + self.target.as_ref().map_or(0, |t| t.len()) + content + extents + xattrs
+    }
+
     fn is_sane(&self) -> bool {
         let name = &*self.name;
         let named = !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|b| matches!(b, b'/' | 0));
@@ -301,11 +311,14 @@ impl Node {
 pub fn split(nodes: Vec<Node>) -> Vec<Vec<Node>> {
     let mut parts = vec![];
     let mut part = vec![];
+    let mut bytes = 0;
     for node in nodes {
         let cut_here = blake3::hash(&node.name).as_bytes()[0] == 0;
+        bytes += node.variable_bytes();
         part.push(node);
-        if (cut_here && part.len() >= PART_MIN_NODES) || part.len() >= PART_MAX_NODES {
+        if (cut_here && part.len() >= PART_MIN_NODES) || part.len() >= PART_MAX_NODES || bytes >= PART_MAX_BYTES {
             parts.push(std::mem::take(&mut part));
+            bytes = 0;
         }
     }
     if !part.is_empty() || parts.is_empty() {

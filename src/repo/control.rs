@@ -1,5 +1,7 @@
 //! Snapshots, forgotten snapshots, and records of condemned packs.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 
 use super::Repository;
@@ -12,6 +14,7 @@ use crate::format::control::{self, Condemned, SessionKind};
 use crate::format::header::Kind;
 use crate::format::snapshot::Snapshot;
 use crate::id::{GcId, PackId, SnapshotId};
+use crate::index::Place;
 use crate::report::{Problem, Reporter, Severity};
 
 /// A snapshot with its name.
@@ -146,8 +149,8 @@ impl Repository {
         self.backend.put(&path, bytes)?;
         match self.backend.get(&tomb, MAX_CONTROL_BYTES as u64) {
             Ok(_) => self.backend.delete(&[tomb]),
-            // Without a prune, it was another undo that took the tomb away.
-            Err(Error::Missing { .. }) if !self.is_prune_running()? => Ok(()),
+            // Without a prune, it was another undo that took the tomb away, or a prune that has ended since.
+            Err(Error::Missing { .. }) if !self.is_prune_running()? && self.is_whole(&path)? => Ok(()),
             Err(Error::Missing { .. }) => {
                 self.backend.delete(&[path])?;
                 Err(Error::refused(
@@ -157,6 +160,18 @@ impl Repository {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether every pack that a snapshot needs is in the store.
+    fn is_whole(&self, path: &str) -> Result<bool> {
+        let tree = self.read_snapshot_at(path)?.snapshot.tree;
+        let Ok(needed) = self.reachable([tree], &Reporter::silent()) else { return Ok(false) };
+        let mut listed = self.backend.list(layout::DATA_PACKS)?;
+        listed.extend(self.backend.list(layout::METADATA_PACKS)?);
+        let there: HashSet<PackId> = listed.iter().filter_map(|l| Some(layout::parse_pack(&l.path)?.1)).collect();
+        let index = self.index();
+        let is_there = |place: Place| index.packs().get(place.pack as usize).is_some_and(|p| there.contains(&p.id));
+        Ok(needed.iter().all(|id| index.places(id).any(is_there)))
     }
 
     fn is_prune_running(&self) -> Result<bool> {

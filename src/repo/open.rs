@@ -85,14 +85,18 @@ impl Repository {
                 return Err(Error::NoRepository { at: backend.describe() });
             }
             // Of a place that holds no config that makes sense, a wrong key is not the thing to say.
-            (Err(e @ Error::Unsupported { .. }), _)
-            | (Err(_), Err(e @ Error::Unsupported { .. }))
-            | (Err(e), Err(_)) => {
+            (Err(e @ Error::Unsupported { .. }), Err(_)) | (Err(_), Err(e @ Error::Unsupported { .. })) => {
                 return Err(e);
             }
+            (Err(e), Err(_)) => return Err(e),
             some => some,
         };
-        let master = unlock::find_master(&*backend, unlock, secret)?;
+        let configs: Vec<&[u8]> = [&first, &copy].into_iter().flatten().map(|(_, bytes)| &bytes[..]).collect();
+        let right = |master: &Secret| {
+            let keys = Keys::derive(master);
+            configs.iter().any(|bytes| Config::is_authentic(&keys, bytes))
+        };
+        let master = unlock::find_master(&*backend, unlock, secret, &right)?;
         let keys = Keys::derive(&master);
         let authentic = |read: Result<(Config, Vec<u8>)>, what| {
             read.and_then(|(config, bytes)| {

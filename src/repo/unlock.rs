@@ -59,14 +59,21 @@ fn slots(backend: &dyn Backend) -> Result<Vec<(String, Result<Slot>)>> {
     Ok(listed.iter().take(MAX_SLOTS).map(|l| (l.name().to_owned(), read(&l.path))).collect())
 }
 
-/// Tries the secret on every slot. A slot that can't be read counts only if no other opens.
-pub(super) fn find_master(backend: &dyn Backend, unlock: &Unlock, what: &str) -> Result<Secret> {
+/// Tries the secret on every slot, until one gives a master key that is `right`: an init that was cut off leaves a slot
+/// with another. A slot that can't be read counts only if no other opens.
+pub(super) fn find_master(
+    backend: &dyn Backend,
+    unlock: &Unlock,
+    what: &str,
+    right: &dyn Fn(&Secret) -> bool,
+) -> Result<Secret> {
     let slots = slots(backend)?;
     let count = slots.len();
-    let mut broken = None;
+    let (mut broken, mut other) = (None, None);
     for (_, slot) in slots {
         match slot.and_then(|slot| slot.open(unlock)) {
-            Ok(Some(master)) => return Ok(master),
+            Ok(Some(master)) if right(&master) => return Ok(master),
+            Ok(Some(master)) => other = Some(master),
             Ok(None) => {}
             Err(e) => broken = Some(e),
         }
@@ -75,9 +82,12 @@ pub(super) fn find_master(backend: &dyn Backend, unlock: &Unlock, what: &str) ->
     if let Unlock::Password(text) = unlock
         && let Some(code) = std::str::from_utf8(text).ok().and_then(decode_recovery_code)
     {
-        return find_master(backend, &Unlock::RecoveryCode(code), what);
+        return find_master(backend, &Unlock::RecoveryCode(code), what, right);
     }
-    Err(broken.unwrap_or(Error::WrongKey { what: what.into(), slots: count }))
+    match (other, broken) {
+        (Some(master), _) => Ok(master),
+        (None, broken) => Err(broken.unwrap_or(Error::WrongKey { what: what.into(), slots: count })),
+    }
 }
 
 impl Repository {

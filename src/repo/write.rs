@@ -13,6 +13,7 @@ use super::Repository;
 use crate::backend::layout;
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
+use crate::format::MAX_FRAME_BYTES;
 use crate::format::header::Kind;
 use crate::format::index::Index;
 use crate::format::pack::{Encoding, Entry, Frame, PackBuilder, PackInfo};
@@ -166,6 +167,13 @@ impl Writer {
     /// # Errors
     /// When storing a pack failed.
     pub fn put_frame(&mut self, frame: Frame) -> Result<()> {
+        // A reader would refuse it, and with it everything that lies in the same pack.
+        if frame.plain_bytes as usize > MAX_FRAME_BYTES {
+            return Err(Error::refused(
+                format!("a piece of {} bytes is larger than a frame may be", frame.plain_bytes),
+                "look for a file with huge extended attributes and exclude it",
+            ));
+        }
         self.plain_bytes += u64::from(frame.plain_bytes);
         let is_data = frame.entries.first().is_some_and(|e| e.kind.is_data());
         let builder = if is_data { &mut self.data } else { &mut self.metadata };

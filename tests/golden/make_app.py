@@ -78,7 +78,8 @@ def first_rows(db, rows):
     body = random.Random(2)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     for n in range(rows):
-        db.execute("INSERT INTO t VALUES (?, ?, ?)", (n, f"name {n * 7919 % 1009}", " ".join(body.choices(words, k=20))))
+        row = (n, f"name {n * 7919 % 1009}", " ".join(body.choices(words, k=20)))
+        db.execute("INSERT INTO t VALUES (?, ?, ?)", row)
     db.commit()
 
 

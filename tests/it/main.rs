@@ -4,6 +4,8 @@
 //! and working directory in a temporary directory, and no variable inherited that the program knows. Helper processes
 //! are this same binary, see [`roles`].
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)] // A test that panics has failed, which is what it is for.
+
 mod cli;
 mod faults;
 mod files;

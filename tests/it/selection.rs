@@ -119,7 +119,7 @@ fn what_may_not_be_read_is_named_and_the_rest_is_saved() {
     world.write("data/large", vec![7; 3 << 20]);
     world.write("data/folder/in", "3");
     for path in ["data/closed", "data/large", "data/folder"] {
-        fs::set_permissions(world.work(path), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(world.work(path), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let ran = create_as_nobody(&world);
     for path in ["data/large", "data/folder"] {

@@ -210,7 +210,9 @@ fn break_each(ways: &[(&str, &dyn Fn(&[u8]) -> Option<Vec<u8>>)]) {
                 restores_exactly(&world, snapshot, &what);
             }
             let is_forgotten = object.starts_with("tombs/") || object.starts_with("gc/");
-            if !(is_forgotten && damage(&good).is_none()) && !(way == &"deleted" && object.starts_with("snapshots/")) {
+            let nothing_shows = is_forgotten && damage(&good).is_none();
+            let is_hidden = way == &"deleted" && object.starts_with("snapshots/");
+            if !nothing_shows && !is_hidden {
                 is_noticed(&world, object, &what);
             }
             fs::write(&path, &good).unwrap();

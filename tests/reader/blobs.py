@@ -189,7 +189,8 @@ class Blobs:
             self._add_place(blob, place)
 
     def _indexed_pack(self, cursor, what):
-        pack, length, header = cursor.take(32), cursor.number(8), Header(cursor.take(HEADER), {DATA_PACK, METADATA_PACK}, what)
+        pack, length = cursor.take(32), cursor.number(8)
+        header = Header(cursor.take(HEADER), {DATA_PACK, METADATA_PACK}, what)
         frames, at = [], HEADER + header.first_bytes
         for number in range(cursor.number(4)):
             stored, plain, encoding, zero = (cursor.number(n) for n in (4, 4, 1, 1))

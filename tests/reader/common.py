@@ -1,4 +1,4 @@
-"""What all parts of the reader share: errors, fixed records, headers, keys and seals (repo-format.md, 3, 5, 6), zstd."""
+"""What all parts share: errors, fixed records, zstd, headers, keys and seals (repo-format.md, 3, 5, 6)."""
 
 import zstandard
 from blake3 import blake3

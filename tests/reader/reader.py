@@ -8,8 +8,8 @@
     cat SNAPSHOT PATH > out      one file or database; PATH as ls prints it, percent-encoded where not plain
     verify            everything in every snapshot, and every frame of every pack
 
-With --no-index the packs' own directories are used. Every id, hash and seal on the way is verified; the first thing that
-is wrong ends the program with status 1. Needs the Python modules blake3, zstandard, cryptography, argon2-cffi.
+With --no-index the packs' own directories are used. Every id, hash and seal on the way is verified; the first thing
+that is wrong ends the program with status 1. Needs the Python modules blake3, zstandard, cryptography, argon2-cffi.
 """
 
 import argparse
@@ -29,13 +29,14 @@ def show(path, node):
 
 
 def verify(repository):
-    known = {}
+    known = set()
     for name, snapshot in repository.snapshots():
         for path, node in repository.walk(snapshot[7]):
             if node[1] in (FILE, DATABASE):
-                what = node[15][0] if node[1] == DATABASE else (node[9][0], node[9][1], tuple(node.get(13, [])), node[8])
+                what = node[15][0] if node[1] == DATABASE else (node[9][0], node[9][1], *node.get(13, []), node[8])
                 if what not in known:
-                    known[what] = len(repository.contents(node))
+                    repository.contents(node)
+                    known.add(what)
         print(f"{name[:8]} verified")
     repository.verify_packs()
     print(f"{len(repository.pack_paths())} packs verified")

@@ -118,7 +118,8 @@ def check_chunker(repository):
                 data = repository.file(node)
                 if 13 in node:
                     data = b"".join(data[o : o + n] for o, n in zip(node[13][::2], node[13][1::2]))
-                made = [keyed(repository.keys.ids[CHUNK], c) for c in cuts(repository.config[4], repository.keys.chunker, data)]
+                chunks = cuts(repository.config[4], repository.keys.chunker, data)
+                made = [keyed(repository.keys.ids[CHUNK], chunk) for chunk in chunks]
                 equal(split(node[9][1]), made, f"chunks of {path!r}")
 
 

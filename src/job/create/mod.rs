@@ -154,8 +154,8 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let Some(session) = session else { return Ok(Summary { id: None, snapshot }) };
-    session.check_alive()?;
     repo.rescue_condemned(snapshot.tree, reporter)?;
+    session.check_alive()?;
 
     let id = repo.put_snapshot(&snapshot)?;
     // Once more: a prune that listed the snapshots before this one was there may have condemned what it needs.

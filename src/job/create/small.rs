@@ -20,6 +20,9 @@ use crate::source::{sqlite, stat};
 /// Most files in a batch.
 pub const BATCH_FILES: usize = 1024;
 
+/// Most bytes that are read of a file that was small when it was listed.
+const MAX_BYTES: u64 = 4 << 20;
+
 /// A file that is read in one piece.
 pub struct SmallFile {
     /// Where it is.
@@ -161,8 +164,8 @@ pub fn open_regular(path: &std::path::Path) -> std::io::Result<(File, std::fs::M
 fn read_whole(file: &SmallFile) -> std::io::Result<Whole> {
     let (handle, before) = open_regular(&file.path)?;
     let mut bytes = Vec::with_capacity(before.len().min(1 << 20) as usize + 1);
-    // What grows without end is cut off at a limit, and named as changed.
-    (&handle).take(before.len().max(1 << 20)).read_to_end(&mut bytes)?;
+    // What has grown meanwhile is cut off at what one frame may hold with others, and named as changed.
+    (&handle).take(before.len().clamp(1 << 20, MAX_BYTES)).read_to_end(&mut bytes)?;
     Ok(Whole { changed: has_changed(&before, &handle.metadata()?, bytes.len() as u64), bytes })
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -206,11 +207,13 @@ impl<'a> Walker<'a> {
             names.retain(|name| name == CACHE_TAG_NAME.as_bytes());
         }
         names.sort_unstable();
-        for name in names {
-            let path = directory.join(OsStr::from_bytes(&name));
+        for name in &names {
+            let path = directory.join(OsStr::from_bytes(name));
             match fs::symlink_metadata(&path) {
-                Ok(meta) if self.is_wanted(&path, &meta) => out.push(self.stat(&name, path, meta)),
+                Ok(meta) if self.is_wanted(&path, &meta) => out.push(self.stat(name, path, meta)),
                 Ok(_) => {}
+                // Journals come and go with their database, which is captured without them.
+                Err(e) if e.kind() == ErrorKind::NotFound && is_sidecar(name, &names) => {}
                 Err(e) => self.unreadable(&path, &e),
             }
         }
@@ -343,4 +346,9 @@ impl<'a> Walker<'a> {
         let whole = !chunks.is_empty() || older.size == Some(0);
         whole && chunks.iter().chain(&lists).all(|id| index.is_usable(id))
     }
+}
+
+/// Whether a name is that of a sidecar of another name in the sorted list.
+fn is_sidecar(name: &[u8], names: &[Vec<u8>]) -> bool {
+    sidecar_owner(name).is_some_and(|owner| names.binary_search_by(|n| n[..].cmp(owner)).is_ok())
 }
