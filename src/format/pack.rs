@@ -262,7 +262,8 @@ pub(super) fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
 pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
     let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
     let encoding = Encoding::from_u8(r.u8()?)?;
-    if r.u8()? != 0 || plain_bytes as usize > MAX_FRAME_BYTES || stored_bytes as usize > 2 * MAX_FRAME_BYTES {
+    let stored_fits = (TAG_BYTES..=2 * MAX_FRAME_BYTES).contains(&(stored_bytes as usize));
+    if r.u8()? != 0 || plain_bytes as usize > MAX_FRAME_BYTES || !stored_fits {
         return None;
     }
     let (bases, entries) = (usize::from(r.u16()?), r.u32()? as usize);
@@ -281,7 +282,11 @@ pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
     }
     let sum: u64 = list.iter().map(|e| u64::from(e.plain_bytes)).sum();
     let fits = match encoding {
-        Encoding::Raw | Encoding::Zstd => sum == u64::from(plain_bytes),
+        // An index has 24 bits for where a blob begins: nothing may follow 16 MiB, not even an empty blob.
+        Encoding::Raw | Encoding::Zstd => {
+            let is_last_placed = plain_bytes < MAX_FRAME_BYTES as u32 || list.last().is_some_and(|e| e.plain_bytes > 0);
+            sum == u64::from(plain_bytes) && is_last_placed
+        }
         Encoding::Segment => list.len() == 1 && list.iter().all(|e| e.kind == BlobType::Segment),
     };
     if !fits || list.is_empty() {
@@ -359,6 +364,23 @@ mod tests {
         {
             assert_eq!(padme(n), want, "{n}");
         }
+    }
+
+    #[test]
+    fn frames_that_no_index_could_hold_are_refused() {
+        let read = |info: &FrameInfo| {
+            let mut bytes = vec![];
+            put_frame(&mut bytes, info);
+            take_frame(&mut Reader(&bytes))
+        };
+        let sound = frame(300).info();
+        assert_eq!(read(&sound), Some(sound.clone()));
+        assert_eq!(read(&FrameInfo { stored_bytes: TAG_BYTES as u32 - 1, ..sound.clone() }), None);
+        let entry = |plain_bytes| Entry { plain_bytes, ..sound.entries[0] };
+        let full = MAX_FRAME_BYTES as u32;
+        let whole = FrameInfo { plain_bytes: full, entries: vec![entry(full)], ..sound.clone() };
+        assert!(read(&whole).is_some());
+        assert_eq!(read(&FrameInfo { entries: vec![entry(full), entry(0)], ..whole }), None);
     }
 
     #[test]
