@@ -4,7 +4,7 @@
 //! drops, and condemns the packs of which no remaining snapshot needs anything, or too little. Nobody waits for it,
 //! and whatever it condemned by mistake or that is needed again is found before it is deleted.
 //!
-//! [`stock`] lists what there is, [`plan`] decides, [`execute`] acts.
+//! `stock` lists what there is, `plan` decides, `execute` acts.
 
 mod execute;
 pub mod plan;

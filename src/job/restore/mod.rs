@@ -1,8 +1,8 @@
 //! Restoring a snapshot, or a part of it, below a directory.
 //!
-//! The walk over the tree ([`plan`]) makes directories and gathers files into batches; a batch is written by frames,
+//! The walk over the tree (`plan`) makes directories and gathers files into batches; a batch is written by frames,
 //! not by files ([`write`]), so that every frame is read and decoded once; databases are put together page by page
-//! ([`database`]). What is there afterwards is exact: everything is written under a temporary name, and what can't be
+//! (`database`). What is there afterwards is exact: everything is written under a temporary name, and what can't be
 //! had whole is removed and reported.
 
 mod context;
