@@ -257,6 +257,21 @@ fn the_tree_may_be_piped_to_a_reader_that_leaves() {
     assert!(out.status.success() && out.stderr.is_empty());
 }
 
+#[test]
+fn a_change_that_stat_hardly_shows_is_seen() {
+    let world = World::new();
+    let path = world.write("data/file", "round 000");
+    let since_epoch = Duration::from_secs(1_000_000_000);
+    for round in 1..=15 {
+        // Same length, same time, and as soon after the capture as can be.
+        let content = format!("round {round:03}");
+        fs::write(&path, &content).unwrap();
+        set_mtime(&path, since_epoch);
+        world.ok(["create", "data"]);
+        assert_eq!(world.ok(["dump", "latest", "data/file"]).text(), content);
+    }
+}
+
 /// Ownership needs root: others can give files away no more than they can restore them so.
 #[test]
 fn owners() {

@@ -128,6 +128,19 @@ fn a_write_within_the_same_tick_is_seen() {
     }
 }
 
+#[test]
+fn commits_one_after_the_other_are_all_seen() {
+    let (world, path) = with_database("WAL");
+    let db = Connection::open(&path).unwrap();
+    for i in 1..=15 {
+        db.execute("INSERT INTO entry(text) VALUES (?1)", [i]).unwrap();
+        assert!(reads(&world));
+        let copy = world.at("tmp/newest.db");
+        fs::write(&copy, world.ok(["dump", "latest", "app/data.db"]).stdout).unwrap();
+        assert_eq!(check_bank(&copy), 2000 + i);
+    }
+}
+
 /// Names, kinds, sizes and modification times.
 fn listing(directory: &Path) -> Vec<(String, u64, i64, i64, u64)> {
     let mut out: Vec<_> = fs::read_dir(directory)
