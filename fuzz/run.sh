@@ -3,6 +3,7 @@
 #
 #   fuzz/run.sh SECONDS [TARGET...]
 #
+# FUZZ_SEED=N makes a run repeat another's choices; 0, the default, takes new ones.
 # Stops at the first input that makes a target fail; cargo-fuzz prints where it kept it and how to run it again.
 set -euo pipefail
 (($# >= 1)) && [[ $1 =~ ^[1-9][0-9]*$ ]] || { echo "usage: fuzz/run.sh SECONDS [TARGET...]" >&2; exit 2; }
@@ -21,6 +22,6 @@ for target in "${targets[@]}"; do
   echo "== fuzz $target"
   mkdir -p "fuzz/corpus/$target"
   cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
-    -max_total_time="$seconds" -timeout=20 -verbosity=0 -print_final_stats=1
+    -seed="${FUZZ_SEED:-0}" -max_total_time="$seconds" -timeout=20 -verbosity=0 -print_final_stats=1
 done
 echo "fuzz: ${#targets[@]} targets, $seconds s each, nothing found"
