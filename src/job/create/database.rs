@@ -109,14 +109,13 @@ impl Walker<'_> {
             Refusal::NotADatabase(why) => (Severity::Note, why),
             Refusal::Busy(why) => (Severity::Source, why),
         };
-        let why = format!("stored as a plain file, unverified: {why}");
         self.reporter.problem(Problem {
             severity,
             what: entry.path.display().to_string(),
-            why: why.clone(),
+            why: format!("stored as a plain file, unverified: {why}"),
             hint: (severity == Severity::Source).then(|| "run again when its application is idle".into()),
         });
-        why
+        why.clone()
     }
 
     fn capture(&mut self, entry: &Entry, older: Option<&Record>) -> Result<(Captured, Record), Stop> {
