@@ -8,15 +8,21 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 /// Name of the hidden command.
 pub const COMMAND: &str = "hold-database";
 /// How long the child waits for a writer in rollback-journal mode to finish.
 const BUSY: Duration = Duration::from_secs(10);
+/// How long it waits between two tries: SQLite's own waits of up to 100 ms miss, again and again, the gaps that a
+/// writer leaves which commits without pause.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long a journal may look like that of a transaction which was cut off. It does for a moment where one
+/// transaction follows the other, and a reader can't tell.
+const HOT: Duration = Duration::from_secs(1);
 const HELD: &str = "held";
 
 /// A read transaction that a child process holds; ends when dropped.
@@ -78,12 +84,27 @@ pub fn hold_database(path: &Path) -> u8 {
 
 fn begin(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(BUSY)?;
+    db.busy_timeout(Duration::ZERO)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     db.execute_batch("BEGIN")?;
+    let begun = Instant::now();
     // Reads the header, and with it begins the read transaction; no schema is parsed.
-    db.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+    while let Err(e) = db.query_row("PRAGMA schema_version", [], |_| Ok(())) {
+        if begun.elapsed() > patience(&e) {
+            return Err(e);
+        }
+        std::thread::sleep(PAUSE);
+    }
     Ok(db)
+}
+
+/// How long an error may be taken for the work of a writer that will be done with it.
+fn patience(error: &rusqlite::Error) -> Duration {
+    match error.sqlite_error() {
+        Some(e) if e.code == ErrorCode::DatabaseBusy => BUSY,
+        Some(e) if e.extended_code == ffi::SQLITE_READONLY_ROLLBACK => HOT,
+        _ => Duration::ZERO,
+    }
 }

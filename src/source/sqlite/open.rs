@@ -109,6 +109,11 @@ impl Database {
         }
         // Whoever begins to use it from here on shows in the end: by a lock, or in what stat says.
         if is_hot(&sidecar(path, "-journal")).map_err(busy)? {
+            // It may be that of a transaction which has begun, or even ended, since.
+            let unused = locks::in_use(&main, path).map_err(busy)? == Use::None;
+            if !unused || Surroundings::look(path).map_err(busy)? != surroundings {
+                return Ok(None);
+            }
             return Err(Refusal::Busy(
                 "the journal of an interrupted transaction lies beside it; open it once with its application".into(),
             ));
