@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use snapshot::format::zstd::{compress, compress_delta, decompress};
 use snapshot::format::MAX_FRAME_BYTES;
+use snapshot::format::zstd::{compress, compress_delta, decompress};
 use snapshot_fuzz::take;
 
 fuzz_target!(|data: &[u8]| {
