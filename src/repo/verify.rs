@@ -12,6 +12,7 @@ use super::{FrameReader, Repository};
 use crate::backend::{Listed, layout};
 use crate::error::{Error, Result};
 use crate::format::MAX_PACK_BYTES;
+use crate::format::header::HEADER_BYTES;
 use crate::format::pack::{Encoding, FrameInfo, PackInfo, open_directory};
 use crate::format::segment::SlotSet;
 use crate::id::BlobId;
@@ -81,18 +82,20 @@ impl Repository {
     /// When it can't be read, or its directory is damaged. Damage behind that is in the [`Audit`].
     fn audit_pack(&self, path: &str) -> Result<Audit> {
         let (kind, id) = layout::parse_pack(path).ok_or_else(|| Error::corrupt(path, "it has no pack's name"))?;
-        let bytes = self.backend.get(path, MAX_PACK_BYTES)?;
+        let mut bytes = self.backend.get(path, MAX_PACK_BYTES)?;
         let info = open_directory(&self.keys, id, kind, bytes.len() as u64, &bytes)?;
-        let frames: Vec<_> = (0..).zip(info.frame_offsets()).zip(&info.frames).collect();
-        let hash = || blake3::Hasher::new().update_rayon(&bytes).finalize();
-        let audit = || {
-            let one = |((number, offset), frame): &((u32, u64), &FrameInfo)| {
-                self.audit_frame(&FrameReader::of_pack(&info, *number, *offset, frame), *number, frame, &bytes)
-            };
-            frames.par_iter().map(one).collect::<Vec<_>>()
-        };
-        let (hash, found) = rayon::join(hash, audit);
-        let intact = *hash.as_bytes() == id.0;
+        // Before the frames are opened where they lie.
+        let intact = *blake3::Hasher::new().update_rayon(&bytes).finalize().as_bytes() == id.0;
+        // open_directory has seen to it that all frames lie within the file.
+        let mut rest = bytes.get_mut(HEADER_BYTES + info.header.first_bytes as usize..).unwrap_or_default();
+        let mut frames: Vec<(FrameReader, u32, &FrameInfo, &mut [u8])> = Vec::with_capacity(info.frames.len());
+        for ((number, offset), frame) in (0..).zip(info.frame_offsets()).zip(&info.frames) {
+            let (sealed, after) = rest.split_at_mut_checked(frame.stored_bytes as usize).unwrap_or_default();
+            frames.push((FrameReader::of_pack(&info, number, offset, frame), number, frame, sealed));
+            rest = after;
+        }
+        let one = |(reader, number, frame, sealed)| self.audit_frame(&reader, number, frame, sealed);
+        let found: Vec<_> = frames.into_par_iter().map(one).collect();
         let (mut bad, mut faults, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for found in found {
             match found {
@@ -103,11 +106,10 @@ impl Repository {
                 }
             }
         }
-        drop(frames);
         Ok(Audit { info, intact, bad, faults, slots })
     }
 
-    fn audit_frame(&self, reader: &FrameReader, number: u32, frame: &FrameInfo, pack: &[u8]) -> Found {
+    fn audit_frame(&self, reader: &FrameReader, number: u32, frame: &FrameInfo, sealed: &mut [u8]) -> Found {
         let all = |error: Error| {
             let why = match error {
                 Error::Corrupt { why, .. } => why,
@@ -116,21 +118,18 @@ impl Repository {
             let blobs = frame.entries.iter().map(|e| e.id).collect();
             Found::Bad { blobs, why: format!("frame {number} is damaged: {why}") }
         };
-        let (from, len) = reader.range();
-        // open_directory has seen to it that all frames lie within the file.
-        let sealed = pack.get(from as usize..(from + len) as usize).unwrap_or_default().to_vec();
-        let body = match reader.open(self, sealed) {
+        let body = match reader.open_in_place(self, sealed) {
             Ok(body) => body,
             Err(e) => return all(e),
         };
         match (frame.encoding, frame.entries.as_slice()) {
-            (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, &body, 0) {
+            (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, body, 0) {
                 Ok(decoded) => Found::Sound(Some((only.id, decoded.present()))),
                 // A base that is damaged counts where it lies, not here.
                 Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Sound(None),
                 Err(e) => all(e),
             },
-            _ => match reader.decode(body) {
+            _ => match reader.decode_slice(body) {
                 Ok(plain) => self.audit_blobs(frame, &plain),
                 Err(e) => all(e),
             },
