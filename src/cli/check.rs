@@ -15,7 +15,8 @@ use super::progress::problem_json;
 pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
     let session = context.open()?;
     let read_data = if args.read_data { ReadData::All } else { args.read_data_subset.unwrap_or(ReadData::None) };
-    let options = Options { read_data, databases: args.databases, scratch: context.scratch_dir()? };
+    let (scratch, memory) = (context.scratch_dir()?, context.cache_dir()?);
+    let options = Options { read_data, databases: args.databases, scratch, memory };
     let summary = check::run(&session.repo, &options, &context.reporter)?;
     // What was met on the way, while the index was loaded, counts as well.
     let problems = context.reporter.problems();
@@ -42,7 +43,13 @@ fn to_text(summary: &Summary, damaged: u64, seconds: f64) -> String {
         count(summary.packs, "pack", "packs"),
     ];
     if summary.bytes_read > 0 {
-        parts.push(format!("{} of data read", size(summary.bytes_read)));
+        let read = size(summary.bytes_read);
+        // What is decoded is a matter of the bytes alone: the same bytes need it once.
+        parts.push(match summary.bytes_decoded {
+            0 => format!("{read} of data hashed (all of it was decoded by an earlier check, and is the same)"),
+            all if all == summary.bytes_read => format!("{read} of data read"),
+            some => format!("{read} of data hashed ({} of it decoded, the rest by an earlier check)", size(some)),
+        });
     }
     if summary.databases_rebuilt > 0 {
         parts.push(format!("{} rebuilt", count(summary.databases_rebuilt, "database", "databases")));
@@ -60,6 +67,7 @@ fn to_json(summary: &Summary, problems: &[Problem], seconds: f64) -> Value {
         "blobs": summary.blobs,
         "packs": summary.packs,
         "bytes_read": summary.bytes_read,
+        "bytes_decoded": summary.bytes_decoded,
         "databases": summary.databases,
         "databases_rebuilt": summary.databases_rebuilt,
         "seconds": seconds,

@@ -63,6 +63,14 @@ impl Context {
         self.env.scratch_dir(self.global.cache_dir.clone(), self.global.no_cache)
     }
 
+    /// Directory for what may be forgotten, if there is one: it is the user's own.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the one that was given can't be made.
+    pub fn cache_dir(&self) -> Result<Option<PathBuf>> {
+        self.env.cache_dir(self.global.cache_dir.clone(), self.global.no_cache)
+    }
+
     /// Opens the repository. Whether there is one is found out before a password is asked for.
     ///
     /// # Errors

@@ -66,18 +66,24 @@ impl Env {
         Ok(Self::need(self.user_dir("XDG_CONFIG_HOME", ".config"), "key file")?.join("default.key"))
     }
 
-    /// Makes sure of the directory for caches and temporary data: the one given, or the user's, or the system's
-    /// temporary directory.
+    /// Makes sure of the directory for what may be forgotten: the one given, or the user's; `None` if there is none.
     ///
     /// # Errors
     /// [`Error::File`] if the directory that was given can't be made.
-    pub fn scratch_dir(&self, given: Option<PathBuf>, no_cache: bool) -> Result<PathBuf> {
+    pub fn cache_dir(&self, given: Option<PathBuf>, no_cache: bool) -> Result<Option<PathBuf>> {
         let make = |dir: &PathBuf| DirBuilder::new().recursive(true).mode(0o700).create(dir);
         if let Some(dir) = given {
-            return make(&dir).map_err(|e| Error::file("create", &dir, e)).map(|()| dir);
+            return make(&dir).map_err(|e| Error::file("create", &dir, e)).map(|()| Some(dir));
         }
-        let user = self.user_dir("XDG_CACHE_HOME", ".cache").filter(|dir| !no_cache && make(dir).is_ok());
-        Ok(user.unwrap_or_else(std::env::temp_dir))
+        Ok(self.user_dir("XDG_CACHE_HOME", ".cache").filter(|dir| !no_cache && make(dir).is_ok()))
+    }
+
+    /// Makes sure of the directory for temporary data: that for caches, or the system's.
+    ///
+    /// # Errors
+    /// As [`Env::cache_dir`].
+    pub fn scratch_dir(&self, given: Option<PathBuf>, no_cache: bool) -> Result<PathBuf> {
+        Ok(self.cache_dir(given, no_cache)?.unwrap_or_else(std::env::temp_dir))
     }
 }
 

@@ -127,13 +127,17 @@ pub const CHECK: &str = "\
 Without an option this looks at the structure: snapshots, directories, page maps, and whether all data they need is \
 there. Each problem is named with what it costs, and what mends it. The status is 4 if there was any.
 
+--read-data decodes every pack once and remembers it; the next time a pack whose hash is still its name need not be \
+decoded again, since the same bytes decode to the same. With --no-cache all is decoded.
+
 Examples:
   snapshot check
   snapshot check --read-data
   snapshot check --read-data-subset 1/7     each day another seventh
   snapshot check --databases
 
-With --json: damaged, problems (an array), snapshots, trees, blobs, packs, bytes_read, databases, seconds.";
+With --json: damaged, problems (an array), snapshots, trees, blobs, packs, bytes_read, bytes_decoded, \
+databases, databases_rebuilt, seconds.";
 
 pub const REPAIR: &str = "\
 Examples:

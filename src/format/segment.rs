@@ -224,6 +224,11 @@ impl Decoded {
         self.page(slot).filter(|_| self.hashes.get(slot) == Some(hash))
     }
 
+    /// Whether every slot's page is there.
+    pub fn is_whole(&self) -> bool {
+        self.starts.iter().all(Option::is_some)
+    }
+
     /// The slots whose pages are there.
     pub fn present(&self) -> SlotSet {
         let mut set = SlotSet::default();

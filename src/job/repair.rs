@@ -20,7 +20,7 @@ use crate::format::index::Index;
 use crate::format::pack::PackInfo;
 use crate::id::{BlobId, PackId};
 use crate::index::BlobIndex;
-use crate::repo::{Repository, SessionGuard};
+use crate::repo::{Proven, Repository, SessionGuard};
 use crate::report::{Problem, Reporter, Severity};
 
 /// An index file is closed when it holds this many records: about 190 MiB.
@@ -221,7 +221,7 @@ fn drop_damaged(
         .collect();
     reporter.progress.bytes_total.store(known.iter().map(|l| l.bytes).sum(), Ordering::Relaxed);
     let mut damaged = HashSet::new();
-    repo.audit_packs(&known, reporter, |listed, audit| {
+    repo.audit_packs(&known, &Proven::default(), reporter, |listed, audit| {
         let why = match audit {
             Ok(audit) => {
                 damaged.extend(audit.bad.iter().map(|blob| (audit.info.id, *blob)));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_channel::bounded;
 use rayon::prelude::*;
 
-use super::{FrameReader, Repository};
+use super::{FrameReader, Proven, Repository};
 use crate::backend::{Listed, layout};
 use crate::error::{Error, Result};
 use crate::format::MAX_PACK_BYTES;
@@ -33,22 +33,39 @@ pub struct Audit {
     pub faults: Vec<String>,
     /// Which slots of each segment are present: bit n for slot n.
     pub slots: Vec<(BlobId, SlotSet)>,
+    /// Whether its frames were decoded, rather than known to be sound by the file's hash.
+    pub is_decoded: bool,
+    /// Whether everything in it is sound whatever becomes of other packs.
+    pub is_sound_alone: bool,
 }
 
-/// What is wrong with one frame, or the present slots of a sound segment.
+/// What one frame turned out to be.
 enum Found {
-    Sound(Option<(BlobId, SlotSet)>),
-    Bad { blobs: Vec<BlobId>, why: String },
+    Sound,
+    /// A sound segment: which slots are present, and whether it has all of them and leans on no other.
+    Segment {
+        id: BlobId,
+        present: SlotSet,
+        is_whole: bool,
+    },
+    /// Authentic, but what it leans on is damaged.
+    Unproven,
+    Bad {
+        blobs: Vec<BlobId>,
+        why: String,
+    },
 }
 
 impl Repository {
-    /// Reads and verifies whole packs, in no particular order; `each` is called on this thread with each result.
+    /// Reads and verifies whole packs, in no particular order; `each` is called on this thread with each result. Packs
+    /// that were `proven` before are decoded again only if they have changed.
     ///
     /// # Errors
     /// What `each` returns, and [`Error::Interrupted`].
     pub fn audit_packs(
         &self,
         packs: &[Listed],
+        proven: &Proven,
         reporter: &Reporter,
         mut each: impl FnMut(&Listed, Result<Audit>) -> Result<()>,
     ) -> Result<()> {
@@ -60,7 +77,7 @@ impl Repository {
                 scope.spawn(move || {
                     while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
                         reporter.current(|| pack.path.clone());
-                        if send.send((pack, self.audit_pack(&pack.path))).is_err() {
+                        if send.send((pack, self.audit_pack(&pack.path, proven))).is_err() {
                             break;
                         }
                     }
@@ -80,12 +97,16 @@ impl Repository {
     ///
     /// # Errors
     /// When it can't be read, or its directory is damaged. Damage behind that is in the [`Audit`].
-    fn audit_pack(&self, path: &str) -> Result<Audit> {
+    fn audit_pack(&self, path: &str, proven: &Proven) -> Result<Audit> {
         let (kind, id) = layout::parse_pack(path).ok_or_else(|| Error::corrupt(path, "it has no pack's name"))?;
         let mut bytes = self.backend.get(path, MAX_PACK_BYTES)?;
         let info = open_directory(&self.keys, id, kind, bytes.len() as u64, &bytes)?;
         // Before the frames are opened where they lie.
         let intact = *blake3::Hasher::new().update_rayon(&bytes).finalize().as_bytes() == id.0;
+        if intact && proven.holds(&id) {
+            let (bad, faults, slots) = Default::default();
+            return Ok(Audit { info, intact, bad, faults, slots, is_decoded: false, is_sound_alone: true });
+        }
         // open_directory has seen to it that all frames lie within the file.
         let mut rest = bytes.get_mut(HEADER_BYTES + info.header.first_bytes as usize..).unwrap_or_default();
         let mut frames: Vec<(FrameReader, u32, &FrameInfo, &mut [u8])> = Vec::with_capacity(info.frames.len());
@@ -97,16 +118,23 @@ impl Repository {
         let one = |(reader, number, frame, sealed)| self.audit_frame(&reader, number, frame, sealed);
         let found: Vec<_> = frames.into_par_iter().map(one).collect();
         let (mut bad, mut faults, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_sound_alone = intact;
         for found in found {
             match found {
-                Found::Sound(present) => slots.extend(present),
+                Found::Sound => {}
+                Found::Segment { id, present, is_whole } => {
+                    slots.push((id, present));
+                    is_sound_alone &= is_whole;
+                }
+                Found::Unproven => is_sound_alone = false,
                 Found::Bad { blobs, why } => {
                     bad.extend(blobs);
                     faults.push(why);
+                    is_sound_alone = false;
                 }
             }
         }
-        Ok(Audit { info, intact, bad, faults, slots })
+        Ok(Audit { info, intact, bad, faults, slots, is_decoded: true, is_sound_alone })
     }
 
     fn audit_frame(&self, reader: &FrameReader, number: u32, frame: &FrameInfo, sealed: &mut [u8]) -> Found {
@@ -124,9 +152,12 @@ impl Repository {
         };
         match (frame.encoding, frame.entries.as_slice()) {
             (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, body, 0) {
-                Ok(decoded) => Found::Sound(Some((only.id, decoded.present()))),
+                Ok(decoded) => {
+                    let is_whole = reader.bases().is_empty() && decoded.is_whole();
+                    Found::Segment { id: only.id, present: decoded.present(), is_whole }
+                }
                 // A base that is damaged counts where it lies, not here.
-                Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Sound(None),
+                Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Unproven,
                 Err(e) => all(e),
             },
             _ => match reader.decode_slice(body) {
@@ -150,7 +181,7 @@ impl Repository {
             }
         }
         match bad.first() {
-            None => Found::Sound(None),
+            None => Found::Sound,
             Some(first) => {
                 let why = format!("blob {first} is damaged: its bytes are not those that its id stands for");
                 Found::Bad { blobs: bad, why }

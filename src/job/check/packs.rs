@@ -13,7 +13,7 @@ use crate::format::pack::PackInfo;
 use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 use crate::index::{BlobIndex, Place};
-use crate::repo::Repository;
+use crate::repo::{Proven, Repository};
 use crate::report::Reporter;
 
 /// Directories that are read before the next look at whether the user asked for an end.
@@ -48,6 +48,15 @@ enum State {
     Unindexed {
         needed: bool,
     },
+}
+
+/// How much of the packs was read.
+#[derive(Default)]
+pub(super) struct DataRead {
+    /// Length of the packs read and hashed, in bytes.
+    pub bytes: u64,
+    /// Length of those that were decoded as well.
+    pub bytes_decoded: u64,
 }
 
 /// What is known of the packs, by their numbers in the index in memory.
@@ -160,15 +169,17 @@ impl Packs {
         }
     }
 
-    /// Reads the packs chosen by `choice` whole; returns how many bytes that was.
+    /// Reads the packs chosen by `choice` whole, and decodes those that were not `proven` before; adds what is proven now.
     pub(super) fn read_data(
         &mut self,
         repo: &Repository,
         listed: &[Listed],
         choice: ReadData,
+        proven: &mut Proven,
         reporter: &Reporter,
-    ) -> Result<u64> {
+    ) -> Result<DataRead> {
         let number = |l: &Listed| number_of(repo, l, usize::MAX);
+        let known = proven.clone();
         let mut chosen = choose(listed, choice, crypto::random()?);
         // What is known to be unreadable isn't read again.
         let unreadable = |n: u32| {
@@ -177,12 +188,14 @@ impl Packs {
         };
         chosen.retain(|l| number(l).is_some_and(|n| !unreadable(n)));
         reporter.progress.bytes_total.store(chosen.iter().map(|l| l.bytes).sum(), Ordering::Relaxed);
-        let mut read = 0;
-        repo.audit_packs(&chosen, reporter, |listed, audit| {
+        let mut read = DataRead::default();
+        repo.audit_packs(&chosen, &known, reporter, |listed, audit| {
             let Some(number) = number(listed) else { return Ok(()) };
-            read += listed.bytes;
+            read.bytes += listed.bytes;
             match audit {
                 Ok(audit) => {
+                    read.bytes_decoded += if audit.is_decoded { listed.bytes } else { 0 };
+                    proven.learn(&audit);
                     self.slots.extend(audit.slots);
                     if let Some(first) = audit.faults.first() {
                         let why = match audit.faults.len() {

@@ -10,7 +10,7 @@ fn a_sound_repository_has_no_problems_at_any_level() {
     let size: u64 = store.list("packs/").unwrap().iter().map(|l| l.bytes).sum();
     for (read_data, databases) in [(ReadData::None, false), (ReadData::All, true), (ReadData::Percent(50.0), false)] {
         let reporter = Reporter::silent();
-        let options = Options { read_data, databases, scratch: scratch.path().to_owned() };
+        let options = Options { read_data, databases, scratch: scratch.path().to_owned(), memory: None };
         let summary = check::run(&open(&store), &options, &reporter).unwrap();
         assert!(reporter.problems().is_empty(), "{:#?}", reporter.problems());
         assert_eq!((summary.snapshots, summary.packs, summary.problems), (2, 4, 0));
@@ -36,7 +36,7 @@ fn parts_of_the_data_add_up_to_all_of_it() {
         ReadData::Part { n: 0, of: 3 },
         ReadData::Part { n: 4, of: 3 },
     ] {
-        let options = Options { read_data: bad, databases: false, scratch: std::env::temp_dir() };
+        let options = Options { read_data: bad, databases: false, scratch: std::env::temp_dir(), memory: None };
         assert!(matches!(check::run(&open(&store), &options, &Reporter::silent()), Err(Error::Usage(_))));
     }
 }
@@ -197,7 +197,8 @@ fn databases_are_judged_by_sqlite() {
     repo.put_snapshot(&snapshot("third", 1, None, root)).unwrap();
 
     let reporter = Reporter::silent();
-    let options = Options { read_data: ReadData::None, databases: true, scratch: folder.path().join("scratch") };
+    let options =
+        Options { read_data: ReadData::None, databases: true, scratch: folder.path().join("scratch"), memory: None };
     let summary = check::run(&open(&store), &options, &reporter).unwrap();
     assert_eq!((summary.databases_rebuilt, summary.problems), (4, 1));
     let problems = reporter.problems();

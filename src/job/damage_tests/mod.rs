@@ -26,6 +26,7 @@ use crate::report::{Problem, Reporter, Severity};
 
 mod checks;
 mod nonsense;
+mod remembered;
 mod repairs;
 mod sectors;
 
@@ -264,7 +265,7 @@ fn snapshot(host: &str, generation: u64, previous: Option<SnapshotId>, tree: Blo
 
 fn check(repo: &Arc<Repository>, read_data: ReadData) -> (Summary, Vec<Problem>) {
     let reporter = Reporter::silent();
-    let options = Options { read_data, databases: false, scratch: std::env::temp_dir() };
+    let options = Options { read_data, databases: false, scratch: std::env::temp_dir(), memory: None };
     let summary = check::run(repo, &options, &reporter).unwrap();
     (summary, reporter.problems())
 }

@@ -64,7 +64,8 @@ fn a_bad_sector_is_damage_and_a_silent_store_ends_the_check() {
         let store = Arc::new(Unreadable { inner, path });
         let repo = Repository::open(store, &unlock(), "the key", &Reporter::silent()).unwrap();
         let reporter = Reporter::silent();
-        let options = Options { read_data: ReadData::All, databases: false, scratch: std::env::temp_dir() };
+        let options =
+            Options { read_data: ReadData::All, databases: false, scratch: std::env::temp_dir(), memory: None };
         (check::run(&Arc::new(repo), &options, &reporter), reporter.problems())
     };
     for path in fixture.objects.keys().filter(|p| !p.starts_with(layout::KEYS)) {
