@@ -99,6 +99,12 @@ pub enum Command {
     /// Manage the passwords, key files and recovery codes that open the repository
     #[command(subcommand, after_long_help = help::KEY)]
     Key(Key),
+    /// Copy snapshots from another repository into this one
+    #[command(after_long_help = help::COPY)]
+    Copy(Box<Copy>),
+    /// Clear away sessions of runs that were killed
+    #[command(after_long_help = help::UNLOCK)]
+    Unlock(Unlock),
     /// Print a script that completes this command in a shell
     #[command(after_long_help = help::COMPLETIONS)]
     Completions(Completions),
@@ -177,7 +183,7 @@ pub struct Create {
 }
 
 /// Which snapshots are meant.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Filters {
     /// Only snapshots of this host (may be repeated)
     #[arg(long = "host")]
@@ -397,6 +403,41 @@ pub struct KeyAdd {
     /// Cost of hashing a password.
     #[command(flatten)]
     pub kdf: Kdf,
+}
+
+/// `copy`
+#[derive(Debug, Default, Args)]
+pub struct Copy {
+    /// The snapshots: the start of an id, latest, latest~2 [default: all that the filters leave]
+    #[arg(value_name = "SNAP")]
+    pub snapshots: Vec<String>,
+    /// The repository to copy from [env: SNAPSHOT_FROM_REPO] [default: the one in your data directory]
+    #[arg(long, value_name = "URL", help_heading = "Where to copy from")]
+    pub from_repo: Option<OsString>,
+    /// Its password's file [env: SNAPSHOT_FROM_PASSWORD_FILE] [default: what opens the target]
+    #[arg(long, value_name = "FILE", help_heading = "Where to copy from")]
+    #[arg(conflicts_with_all = ["from_password_command", "from_key_file"])]
+    pub from_password_file: Option<PathBuf>,
+    /// A command that prints its password [env: SNAPSHOT_FROM_PASSWORD_COMMAND]
+    #[arg(long, value_name = "COMMAND", conflicts_with = "from_key_file", help_heading = "Where to copy from")]
+    pub from_password_command: Option<OsString>,
+    /// Its key file [env: SNAPSHOT_FROM_KEY_FILE]
+    #[arg(long, value_name = "FILE", help_heading = "Where to copy from")]
+    pub from_key_file: Option<PathBuf>,
+    /// How hard to compress, from 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub compression: i32,
+    /// Which snapshots.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// `unlock`
+#[derive(Debug, Args)]
+pub struct Unlock {
+    /// Also those that may be running: each then fails before it commits anything
+    #[arg(long)]
+    pub remove_all: bool,
 }
 
 /// `completions`

@@ -76,12 +76,22 @@ impl Context {
     /// # Errors
     /// As [`Repository::open`], and when no secret can be had.
     pub fn open(&self) -> Result<Session> {
-        let location = self.location()?;
+        self.open_at(&self.location()?, None)
+    }
+
+    /// Opens the repository at a place, with a secret of its own if there is one.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub fn open_at(&self, location: &Location, own: Option<secrets::Given>) -> Result<Session> {
         let backend = location.backend()?;
         if !Repository::exists(&*backend)? {
             return Err(Error::NoRepository { at: backend.describe() });
         }
-        let Secret { unlock, name } = self.secret_for(&location)?;
+        let Secret { unlock, name } = match own {
+            Some(own) => own.read()?,
+            None => self.secret_for(location)?,
+        };
         self.display.detail(|| format!("repository {}, opened with {name}", backend.describe()));
         let repo = Repository::open(backend, &unlock, &name, &self.reporter)?;
         Ok(Session { repo: Arc::new(repo), unlock })

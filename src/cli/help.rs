@@ -152,6 +152,33 @@ Examples:
   snapshot key recovery-code
   snapshot key remove 1a2b3c4d";
 
+pub const COPY: &str = "\
+Copies into the repository named by --repo what it does not have, oldest first. Everything is verified on the way. The \
+two have different keys, so ids differ; a snapshot counts as there if one of the same host, source and moment is. What is \
+copied becomes the newest generation of its source there. Interrupted, it goes on where it stopped.
+
+The secret of the source: --from-key-file, --from-password-file, --from-password-command, then SNAPSHOT_FROM_KEY_FILE, \
+SNAPSHOT_FROM_PASSWORD_FILE, SNAPSHOT_FROM_PASSWORD_COMMAND, SNAPSHOT_FROM_PASSWORD; with none of these, what opens the \
+target is tried.
+
+Examples:
+  snapshot -r /mnt/usb/app copy                                all of the default repository
+  snapshot -r /mnt/usb/app copy --from-repo /mnt/backup/app    all of another one
+  snapshot -r /mnt/usb/app copy --from-repo /mnt/backup/app latest --source /srv/app
+
+With --json: copied (an array of from, to, generation), skipped, bytes_new, bytes_stored, seconds.";
+
+pub const UNLOCK: &str = "\
+No command waits for a lock to create, list or restore. But a run that was killed leaves a note that it was running, and a \
+prune does not delete anything while it may be. The next run on the same machine clears it away; those of other machines \
+count as running for a day. This does it now.
+
+Examples:
+  snapshot unlock
+  snapshot unlock --remove-all      also those of machines that are gone for good
+
+With --json: removed, running (arrays of descriptions).";
+
 pub const COMPLETIONS: &str = "\
 Examples:
   snapshot completions bash > ~/.local/share/bash-completion/completions/snapshot

@@ -30,8 +30,17 @@ impl Location {
     /// # Errors
     /// [`Error::Usage`] or [`Error::Refused`] for what is no place this version can use.
     pub fn resolve(option: Option<&OsStr>, env: &Env) -> Result<Self> {
-        match option.map(OsString::from).or_else(|| env.get("SNAPSHOT_REPO")) {
-            Some(url) => path_of(&url).map(Self::Named),
+        let named = option.map(OsString::from).or_else(|| env.get("SNAPSHOT_REPO"));
+        Self::resolve_named(named.as_deref(), env)
+    }
+
+    /// Takes what is named, else the default.
+    ///
+    /// # Errors
+    /// As [`Location::resolve`].
+    pub fn resolve_named(url: Option<&OsStr>, env: &Env) -> Result<Self> {
+        match url {
+            Some(url) => path_of(url).map(Self::Named),
             None => Ok(Self::Default { repository: env.default_repository()?, key_file: env.default_key_file()? }),
         }
     }

@@ -5,6 +5,7 @@ mod args;
 mod check;
 mod completions;
 mod context;
+mod copy;
 mod create;
 mod dump;
 mod env;
@@ -23,6 +24,7 @@ mod prune;
 mod repair;
 mod restore;
 mod secrets;
+mod unlock;
 
 use std::process::ExitCode;
 
@@ -79,6 +81,8 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Check(args) => check::run(context, &args, out),
         Command::Repair(args) => repair::run(context, &args, out),
         Command::Key(args) => key::run(context, &args, out),
+        Command::Copy(args) => copy::run(context, *args, out),
+        Command::Unlock(args) => unlock::run(context, &args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::HoldDatabase(_) => Ok(()),
     }

@@ -12,7 +12,7 @@ use snapshot::error::{Error, Result};
 use snapshot::format::keyslot::Unlock;
 use snapshot::repo::read_key_file;
 
-use super::args::Global;
+use super::args::{Copy, Global};
 use super::env::Env;
 
 /// A password file or the output of a password command is read up to this many bytes.
@@ -44,13 +44,25 @@ pub fn given(global: &Global, env: &Env) -> Option<Given> {
     let option = global.key_file.clone().map(Given::KeyFile);
     let option = option.or_else(|| global.password_file.clone().map(Given::PasswordFile));
     let option = option.or_else(|| global.password_command.clone().map(Given::PasswordCommand));
-    option.or_else(|| {
-        let key_file = env.get("SNAPSHOT_KEY_FILE").map(|v| Given::KeyFile(v.into()));
-        let file = || env.get("SNAPSHOT_PASSWORD_FILE").map(|v| Given::PasswordFile(v.into()));
-        let command = || env.get("SNAPSHOT_PASSWORD_COMMAND").map(Given::PasswordCommand);
-        // An empty password is refused, not overlooked: the variable was meant to hold one.
-        key_file.or_else(file).or_else(command).or_else(|| env.raw("SNAPSHOT_PASSWORD").map(Given::Password))
-    })
+    option.or_else(|| of_variables(env, "SNAPSHOT_"))
+}
+
+/// What the options of `copy` name for the repository that is copied from, or else the variables.
+pub fn given_for_source(args: &Copy, env: &Env) -> Option<Given> {
+    let option = args.from_key_file.clone().map(Given::KeyFile);
+    let option = option.or_else(|| args.from_password_file.clone().map(Given::PasswordFile));
+    let option = option.or_else(|| args.from_password_command.clone().map(Given::PasswordCommand));
+    option.or_else(|| of_variables(env, "SNAPSHOT_FROM_"))
+}
+
+/// What variables with this prefix name.
+fn of_variables(env: &Env, prefix: &str) -> Option<Given> {
+    let name = |rest: &str| format!("{prefix}{rest}");
+    let key_file = env.get(&name("KEY_FILE")).map(|v| Given::KeyFile(v.into()));
+    let file = || env.get(&name("PASSWORD_FILE")).map(|v| Given::PasswordFile(v.into()));
+    let command = || env.get(&name("PASSWORD_COMMAND")).map(Given::PasswordCommand);
+    // An empty password is refused, not overlooked: the variable was meant to hold one.
+    key_file.or_else(file).or_else(command).or_else(|| env.raw(&name("PASSWORD")).map(Given::Password))
 }
 
 impl Given {

@@ -63,6 +63,26 @@ impl Root {
         if fits { Ok(root) } else { Err("its numbers don't fit each other".into()) }
     }
 
+    /// Makes the root over these leaves, and inner nodes where there are many; `put` stores a node and tells its id.
+    ///
+    /// # Errors
+    /// What `put` returns.
+    pub fn build<E>(
+        page_bytes: u32,
+        pages: u64,
+        file_hash: &[u8],
+        mut leaves: Vec<BlobId>,
+        mut put: impl FnMut(Vec<u8>) -> Result<BlobId, E>,
+    ) -> Result<BlobId, E> {
+        let mut height = 0;
+        while leaves.len() > FAN_OUT {
+            leaves = leaves.chunks(FAN_OUT).map(|c| put(cbor::encode(&Inner::new(c)))).collect::<Result<_, E>>()?;
+            height += 1;
+        }
+        let file_hash = file_hash.to_vec().into();
+        put(cbor::encode(&Self { page_bytes, pages, file_hash, height, children: join_ids(&leaves) }))
+    }
+
     /// How many leaves a map of this many pages has.
     pub fn leaves(&self) -> usize {
         (self.pages as usize).div_ceil(LEAF_PAGES)

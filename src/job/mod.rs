@@ -1,6 +1,7 @@
 //! What the commands do. Jobs may use `repo`, `source` and below, never each other, and never the terminal.
 
 pub mod check;
+pub mod copy;
 pub mod create;
 #[cfg(test)]
 mod damage_tests;
@@ -12,3 +13,4 @@ pub mod repair;
 pub mod restore;
 #[cfg(test)]
 mod sample;
+pub mod unlock;

@@ -113,6 +113,16 @@ impl Repository {
         Ok(found)
     }
 
+    /// The newest generation of a source.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn newest(&self, host: &str, source: &str, reporter: &Reporter) -> Result<Option<Named>> {
+        let of_source =
+            self.snapshots(reporter)?.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
+        Ok(of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)))
+    }
+
     /// Stores a snapshot: from here on it exists.
     ///
     /// # Errors

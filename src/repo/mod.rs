@@ -14,6 +14,7 @@ mod select;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trees;
 mod unlock;
 mod verify;
 mod write;

@@ -21,6 +21,7 @@ use crate::format::cbor::Time;
 use crate::format::control::{self, Session, SessionKind};
 use crate::format::header::Kind;
 use crate::id::hex;
+use crate::report::Reporter;
 
 const HEARTBEAT: Duration = Duration::from_secs(600);
 /// A session of another machine that was silent for this long, by the store's clock, is taken for dead.
@@ -142,6 +143,22 @@ impl SessionGuard {
     /// When the store can't be listed.
     pub fn others(&self) -> Result<Vec<Running>> {
         Ok(self.repo.sessions()?.into_iter().filter(|s| s.name != self.name).collect())
+    }
+
+    /// If a session has died, takes over what it stored, and clears it away. The index is loaded.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn adopt_leftovers(&self, reporter: &Reporter) -> Result<()> {
+        let others = self.others()?;
+        let dead: Vec<_> = others.iter().filter(|s| s.is_dead(self.started)).collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let adopted = self.repo.adopt_packs(reporter)?;
+        // The index must name them before the last trace of that session goes.
+        self.repo.index_packs(&adopted)?;
+        dead.into_iter().try_for_each(|s| self.repo.reap(s))
     }
 
     /// Ends the session.

@@ -135,6 +135,11 @@ impl Writer {
         }
     }
 
+    /// Bytes of plaintext that were given to it, in new frames.
+    pub fn plain_bytes(&self) -> u64 {
+        self.plain_bytes
+    }
+
     /// Decides who stores a blob.
     pub fn claims(&self) -> Claims {
         self.claims.clone()

@@ -12,9 +12,8 @@ use super::sqlite::{Database, Refusal};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
-use crate::format::pagemap::{Change, FAN_OUT, Inner, LEAF_PAGES, PageRef, Root, StoredLeaf};
+use crate::format::pagemap::{Change, LEAF_PAGES, PageRef, Root, StoredLeaf};
 use crate::format::segment::{pages_per_segment, segment_id};
-use crate::format::tree::join_ids;
 use crate::id::{BlobId, PageHash};
 use crate::repo::{Leaf, Repository};
 use crate::report::Reporter;
@@ -294,15 +293,7 @@ impl<'r> MapBuilder<'r> {
     fn finish(mut self, pages: u64, file_hash: blake3::Hash, sink: &mut dyn Sink) -> Result<BlobId> {
         self.flush_segment(sink)?;
         self.flush_leaves(sink)?;
-        let mut level = std::mem::take(&mut self.leaves);
-        let mut height = 0;
-        while level.len() > FAN_OUT {
-            let parents = level.chunks(FAN_OUT).map(|c| self.put(cbor::encode(&Inner::new(c)), sink));
-            level = parents.collect::<Result<_>>()?;
-            height += 1;
-        }
-        let file_hash = file_hash.as_bytes().to_vec().into();
-        let root = Root { page_bytes: self.page_bytes, pages, file_hash, height, children: join_ids(&level) };
-        self.put(cbor::encode(&root), sink)
+        let leaves = std::mem::take(&mut self.leaves);
+        Root::build(self.page_bytes, pages, file_hash.as_bytes(), leaves, |node| self.put(node, sink))
     }
 }

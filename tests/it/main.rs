@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)] // A test that panics has failed, which is what it is for.
 
 mod cli;
+mod copying;
 mod faults;
 mod files;
 mod golden;

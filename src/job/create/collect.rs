@@ -5,18 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use super::pipeline::{Collector, Event, Outcome, Ticket};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
-use crate::format::cbor;
 use crate::format::snapshot::Counts;
-use crate::format::tree::{Content, Node, NodeKind, Tree, split};
+use crate::format::tree::{Node, NodeKind};
 use crate::id::BlobId;
 use crate::repo::Writer;
-
-/// Ids that stand in the node itself; more go to lists.
-const INLINE_IDS: usize = 64;
-/// A list is cut after an id whose first two bytes are below 32 of 65,536, that is about every 2,048 …
-const LIST_CUT_BELOW: u16 = 32;
-/// … and always at this many ids.
-const LIST_MAX_IDS: usize = 8192;
 
 /// What was collected.
 pub struct Collected {
@@ -86,7 +78,7 @@ impl Collecting<'_> {
             }
             Event::Large(mut node) => {
                 let ids = std::mem::take(&mut self.chunks);
-                node.content = Some(store_content(self.writer, ids)?);
+                node.content = Some(self.writer.put_content(ids)?);
                 self.add(*node);
             }
             Event::Abandon => self.chunks.clear(),
@@ -136,7 +128,7 @@ impl Collecting<'_> {
     fn leave(&mut self) -> Result<()> {
         let Some((mut directory, mut nodes)) = self.open.pop() else { return Ok(()) };
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let tree = store_tree(self.writer, nodes)?;
+        let tree = self.writer.put_tree(nodes)?;
         if self.open.is_empty() {
             self.root = Some(tree);
         } else {
@@ -145,36 +137,4 @@ impl Collecting<'_> {
         }
         Ok(())
     }
-}
-
-fn store_tree(writer: &mut Writer, nodes: Vec<Node>) -> Result<BlobId> {
-    let mut ids = Vec::new();
-    for nodes in split(nodes) {
-        ids.push(writer.put(BlobType::Tree, &cbor::encode(&Tree { nodes, parts: None }))?);
-    }
-    match ids[..] {
-        [only] => Ok(only),
-        _ => writer.put(BlobType::Tree, &cbor::encode(&Tree { nodes: Vec::new(), parts: Some(ids) })),
-    }
-}
-
-fn store_content(writer: &mut Writer, mut ids: Vec<BlobId>) -> Result<Content> {
-    let mut level = 0;
-    while ids.len() > INLINE_IDS {
-        let mut lists = Vec::new();
-        let mut list = Vec::new();
-        for id in ids {
-            list.extend_from_slice(&id.0);
-            let cut_here = u16::from_le_bytes([id.0[0], id.0[1]]) < LIST_CUT_BELOW;
-            if cut_here || list.len() == LIST_MAX_IDS * 32 {
-                lists.push(writer.put(BlobType::List, &std::mem::take(&mut list))?);
-            }
-        }
-        if !list.is_empty() {
-            lists.push(writer.put(BlobType::List, &list)?);
-        }
-        ids = lists;
-        level += 1;
-    }
-    Ok(Content::new(level, &ids))
 }

@@ -111,11 +111,11 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };
     repo.load_index(reporter)?;
     if let Some(session) = &session {
-        adopt_leftovers(repo, session, reporter)?;
+        session.adopt_leftovers(reporter)?;
     }
 
     let names_before = repo.snapshot_names()?;
-    let older_snapshot = previous(repo, &host, &source, reporter)?;
+    let older_snapshot = repo.newest(&host, &source, reporter)?;
     if let Some(Named { snapshot, .. }) = &older_snapshot {
         let totals = &reporter.progress;
         totals.bytes_total.store(snapshot.counts.bytes, std::sync::atomic::Ordering::Relaxed);
@@ -130,7 +130,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
 
     // Another run may have stored a generation of this source meanwhile: this one comes after it.
     let previous =
-        if repo.snapshot_names()? == names_before { older_snapshot } else { previous(repo, &host, &source, reporter)? };
+        if repo.snapshot_names()? == names_before { older_snapshot } else { repo.newest(&host, &source, reporter)? };
     let mut snapshot = Snapshot {
         time: options.time.unwrap_or(started),
         started,
@@ -164,26 +164,6 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     // The snapshot is there: a session that can't be ended now is cleared away by the next run or prune.
     drop(session);
     Ok(Summary { id: Some(id), snapshot })
-}
-
-/// The newest generation of a source.
-fn previous(repo: &Repository, host: &str, source: &str, reporter: &Reporter) -> Result<Option<Named>> {
-    let snapshots = repo.snapshots(reporter)?;
-    let of_source = snapshots.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
-    Ok(of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)))
-}
-
-/// If a session has died, what it stored is taken over, and the session cleared away.
-fn adopt_leftovers(repo: &Repository, session: &SessionGuard, reporter: &Reporter) -> Result<()> {
-    let others = session.others()?;
-    let dead: Vec<_> = others.iter().filter(|s| s.is_dead(session.store_time())).collect();
-    if dead.is_empty() {
-        return Ok(());
-    }
-    let adopted = repo.adopt_packs(reporter)?;
-    // The index must name them before the last trace of that session goes.
-    repo.index_packs(&adopted)?;
-    dead.into_iter().try_for_each(|s| repo.reap(s))
 }
 
 /// Runs all stages to their end.

@@ -1,0 +1,151 @@
+//! Databases: page maps and segments. A page keeps its place among the pages it was stored with.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::Copying;
+use crate::crypto::BlobType;
+use crate::error::{Error, Result};
+use crate::format::cbor;
+use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::pagemap::{Change, PageRef, Root, StoredLeaf};
+use crate::format::segment;
+use crate::id::BlobId;
+use crate::repo::Leaf;
+
+/// Segments that are in memory at once, of up to 1 MiB each.
+const SEGMENTS_AT_ONCE: usize = 16;
+/// Leaves that are kept to be patched: 200 KiB each.
+const LEAVES_KEPT: usize = 256;
+/// Deepest chain of patches that is written, and how long it may get, in bytes a page: as `create` has it.
+const MAX_PATCHES: u32 = 32;
+const MAX_PATCH_BYTES: usize = 12;
+
+/// What was copied already.
+#[derive(Default)]
+pub(super) struct Made {
+    maps: HashMap<BlobId, BlobId>,
+    leaves: HashMap<BlobId, BlobId>,
+    /// Where the slots of a segment went.
+    segments: HashMap<BlobId, Vec<Option<PageRef>>>,
+    recent: HashMap<BlobId, Arc<Recent>>,
+    order: VecDeque<BlobId>,
+}
+
+/// A leaf that later ones may patch.
+struct Recent {
+    id: BlobId,
+    leaf: Leaf,
+}
+
+impl Copying<'_> {
+    /// Copies a database's page map with everything it needs.
+    pub(super) fn database(&mut self, map: &BlobId) -> Result<BlobId> {
+        if let Some(made) = self.databases.maps.get(map) {
+            return Ok(*made);
+        }
+        let (root, leaves) = self.from.read_map(map)?;
+        let mut made = Vec::with_capacity(leaves.len());
+        for leaf in leaves {
+            made.push(self.leaf(leaf, root.page_bytes)?);
+        }
+        let put = |node: Vec<u8>| self.writer.put(BlobType::Map, &node);
+        let made = Root::build(root.page_bytes, root.pages, &root.file_hash, made, put)?;
+        self.databases.maps.insert(*map, made);
+        Ok(made)
+    }
+
+    fn leaf(&mut self, id: BlobId, page_bytes: u32) -> Result<BlobId> {
+        if let Some(made) = self.databases.leaves.get(&id) {
+            return Ok(*made);
+        }
+        let old = self.from.read_leaf(&id)?;
+        self.segments(&old, page_bytes)?;
+        let place = |page: &PageRef| {
+            let slot = self.databases.segments.get(&page.segment)?.get(usize::from(page.slot))?;
+            slot.as_ref().copied()
+        };
+        let pages = old.pages.iter().map(place).collect::<Option<Vec<_>>>();
+        let pages = pages.ok_or_else(|| Error::corrupt(format!("page map leaf {id}"), "a page of it is nowhere"))?;
+        let stored = match self.patch(&id, &pages)? {
+            Some(patch) => patch,
+            None => StoredLeaf::full(&pages),
+        };
+        let made = self.writer.put(BlobType::Map, &cbor::encode(&stored))?;
+        self.databases.leaves.insert(id, made);
+        self.keep(id, Recent { id: made, leaf: Leaf { stored, pages } });
+        Ok(made)
+    }
+
+    /// The leaf as a patch of the nearest one that it was a patch of and that was copied of late.
+    fn patch(&self, id: &BlobId, pages: &[PageRef]) -> Result<Option<StoredLeaf>> {
+        let chain = self.from.leaf_chain(id)?;
+        let Some(older) = chain.iter().find_map(|id| self.databases.recent.get(id)) else { return Ok(None) };
+        let differs = |(page, at): &(usize, &PageRef)| older.leaf.pages.get(*page) != Some(*at);
+        let changes: Vec<Change> =
+            pages.iter().enumerate().filter(differs).map(|(page, at)| (page as u16, *at)).collect();
+        let patch = StoredLeaf::patch(older.id, &older.leaf.stored, pages.len(), &changes);
+        let is_long = patch.depth > MAX_PATCHES || patch.chain_bytes as usize > pages.len() * MAX_PATCH_BYTES;
+        Ok((!is_long).then_some(patch))
+    }
+
+    fn keep(&mut self, id: BlobId, recent: Recent) {
+        self.databases.recent.insert(id, Arc::new(recent));
+        self.databases.order.push_back(id);
+        if self.databases.order.len() > LEAVES_KEPT
+            && let Some(oldest) = self.databases.order.pop_front()
+        {
+            self.databases.recent.remove(&oldest);
+        }
+    }
+
+    /// Copies the segments in which the pages of a leaf lie.
+    fn segments(&mut self, leaf: &Leaf, page_bytes: u32) -> Result<()> {
+        let mut wanted = Vec::new();
+        for page in &leaf.pages {
+            if !self.databases.segments.contains_key(&page.segment) {
+                wanted.push((self.from.place(&page.segment)?, page.segment));
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        let claims = self.writer.claims();
+        let copy = |id: BlobId| {
+            let decoded = self.from.read_segment(&id)?;
+            let (mut plain, mut hashes) = (Vec::new(), Vec::new());
+            for page in (0..decoded.hashes.len()).filter_map(|slot| decoded.page(slot)) {
+                hashes.push(self.to.keys().page_hash(page));
+                plain.extend_from_slice(page);
+            }
+            if plain.len() != hashes.len() * page_bytes as usize {
+                return Err(Error::corrupt(format!("segment {id}"), "its pages have another length than they must"));
+            }
+            self.reporter.advance(plain.len() as u64, 0);
+            let segment = segment::segment_id(self.to.keys(), page_bytes, &hashes);
+            let mut refs = (0u8..=u8::MAX).zip(&hashes).map(|(slot, hash)| PageRef { segment, slot, hash: *hash });
+            // Slots whose pages were dropped are left out, the others move up.
+            let slots = (0..decoded.hashes.len()).map(|slot| decoded.page(slot).and_then(|_| refs.next())).collect();
+            let plain_bytes = plain.len() as u32;
+            let frame = claims.claim(segment).then(|| Frame {
+                encoding: Encoding::Segment,
+                plain_bytes,
+                entries: vec![Entry { id: segment, kind: BlobType::Segment, plain_bytes }],
+                bases: Vec::new(),
+                body: segment::encode(page_bytes, &plain, hashes.len(), self.level),
+            });
+            Ok((slots, frame))
+        };
+        for some in wanted.chunks(SEGMENTS_AT_ONCE) {
+            self.reporter.check_interrupt()?;
+            let copied: Vec<(Vec<Option<PageRef>>, _)> =
+                some.par_iter().map(|(_, id)| copy(*id)).collect::<Result<_>>()?;
+            for ((_, id), (slots, frame)) in some.iter().zip(copied) {
+                self.databases.segments.insert(*id, slots);
+                frame.map_or(Ok(()), |frame| self.writer.put_frame(frame))?;
+            }
+        }
+        Ok(())
+    }
+}
