@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)] // A test that panics has failed, which is what it is for.
 
+mod application;
 mod cli;
 mod copying;
 mod faults;
