@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::world::{Ran, World, run};
+use crate::world::{Dice, Ran, World, run};
 
-/// Snapshots taken while the author is at work.
+/// Snapshots taken while the author is at work; more if none of them took long enough for him to get something done.
 const SNAPSHOTS: usize = 4;
+const MAX_SNAPSHOTS: usize = 20;
+/// What else has to be stored each time, before the database comes to its turn.
+const BALLAST_BYTES: usize = 16 << 20;
 /// Things that the author gets done between two of them.
 const THINGS_BETWEEN: usize = 8;
 /// The step with which the author goes on after a restore; no name is used twice.
@@ -140,17 +143,19 @@ fn application(mode: &str) {
     let (server, url) = serve(&world, "app");
     let (mut author, _) = Part::start(&world, "author", &["use", &url, journal.to_str().unwrap(), "0"]);
     let mut moments: Vec<Moment> = Vec::new();
-    for i in 1..=SNAPSHOTS {
-        wait_for_things(&journal, i * THINGS_BETWEEN, &mut author);
+    let mut dice = Dice::new(7);
+    while moments.len() < SNAPSHOTS || moments.iter().all(|m| m.sent == m.acknowledged + 1) {
+        assert!(moments.len() < MAX_SNAPSHOTS, "nothing is ever done while a snapshot is taken");
+        world.write("app/attic.bin", dice.bytes(BALLAST_BYTES));
+        wait_for_things(&journal, (moments.len() + 1) * THINGS_BETWEEN, &mut author);
         let acknowledged = things_done(&journal);
         expect_snapshot(world.run(["create", "app", "--json", "-q"]));
         moments.push(Moment { acknowledged, sent: things_done(&journal) + 1 });
     }
-    let last = moments[SNAPSHOTS - 1].sent;
-    wait_for_things(&journal, last + THINGS_BETWEEN, &mut author);
+    let last = moments.last().unwrap();
+    wait_for_things(&journal, last.sent + THINGS_BETWEEN, &mut author);
     author.end();
     stop(server);
-    assert!(moments.iter().any(|m| m.sent > m.acknowledged + 1), "nothing was done while a snapshot was taken");
     world.ok(["check", "--read-data", "--databases"]);
 
     for (i, moment) in moments.iter().rev().enumerate() {
@@ -161,7 +166,7 @@ fn application(mode: &str) {
 
     // Back to an earlier state, over the directory that has gone on, and on from there.
     world.ok(["restore", "latest~1:app", "--target", "app", "--overwrite", "always", "-q"]);
-    expect_state(&world, "app", &journal, &moments[SNAPSHOTS - 2]);
+    expect_state(&world, "app", &journal, &moments[moments.len() - 2]);
     let journal = world.at("second journal");
     let (server, url) = serve(&world, "app");
     let (mut author, _) = Part::start(&world, "author", &["use", &url, journal.to_str().unwrap(), SECOND_RUN]);
