@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make the benchmark's workload, and let nights pass over it. Deterministic: a seed, a result.
 
-    make_data.py make  DIR [--seed N]      DIR/app/data.db, DIR/app/storage/…, DIR/tiny/…
-    make_data.py night DIR [--seed N]      a night of a busy application
-    make_data.py quiet DIR [--seed N]      a quiet night
+    make_data.py make  DIR [--seed N] [--scale S]      DIR/app/data.db, DIR/app/storage/…, DIR/tiny/…
+    make_data.py night DIR [--seed N] [--scale S]      a night of a busy application
+    make_data.py quiet DIR [--seed N] [--scale S]      a quiet night
 
 `make` writes what an application in the manner of PocketBase leaves behind:
 
@@ -15,7 +15,7 @@
 
 `night` and `quiet` change DIR/app in place, leave no -wal behind, and print one line of JSON that says
 what they did; with --count-pages OLD also how many pages differ from OLD, a copy of the database made
-before. Python's standard library only.
+before. With --scale S there is 1/S of everything, to try things out. Python's standard library only.
 """
 
 import argparse
@@ -186,20 +186,20 @@ def close(db, path):
         os.fsync(file.fileno())
 
 
-def make_database(path, seed):
+def make_database(path, seed, scale):
     """Rows in the order in which an application would have written them, so that the indexes have grown too."""
     rows = Rows(seed)
     rng, moment = rows.rng, EPOCH
     db = connect(path)
     db.executescript(SCHEMA)
-    users = [rows.user(EPOCH - timedelta(minutes=i)) for i in range(USERS)]
+    users = [rows.user(EPOCH - timedelta(minutes=i)) for i in range(max(10, USERS // scale))]
     authors = [user[0] for user in users]
     db.execute("BEGIN")
     db.executemany(INSERT_USER, users)
-    pages = 0
-    while pages * PAGE_BYTES < DB_BYTES:
+    pages, wanted = 0, DB_BYTES // scale // PAGE_BYTES
+    while pages < wanted:
         # Smaller steps towards the end, so that the size comes out to within a few pages.
-        count = max(1, min(10_000, DB_BYTES // PAGE_BYTES - pages))
+        count = max(1, min(10_000, wanted - pages))
         posts, events = [], []
         for _ in range(count):
             moment += timedelta(seconds=rng.expovariate(1 / 170))
@@ -213,12 +213,13 @@ def make_database(path, seed):
     close(db, path)
 
 
-def storage_sizes(rng):
+def storage_sizes(rng, scale):
     """STORAGE_FILES log-normal sizes that add up to STORAGE_BYTES."""
-    raw = [rng.lognormvariate(0, 0.7) for _ in range(STORAGE_FILES)]
-    scale = STORAGE_BYTES / sum(raw)
-    sizes = [int(size * scale) for size in raw]
-    sizes[0] += STORAGE_BYTES - sum(sizes)
+    wanted = STORAGE_BYTES // scale
+    raw = [rng.lognormvariate(0, 0.7) for _ in range(max(10, STORAGE_FILES // scale))]
+    factor = wanted / sum(raw)
+    sizes = [int(size * factor) for size in raw]
+    sizes[0] += wanted - sum(sizes)
     return sizes
 
 
@@ -230,37 +231,38 @@ def write_file(path, data, rng):
     os.utime(path, (when, when))
 
 
-def make_storage(root, seed):
+def make_storage(root, seed, scale):
     rng = random.Random(f"storage {seed}")
     words = Words(rng, 60_000, 0.46)
     written = {"jpg": 0, "txt": 0}
-    for size in storage_sizes(rng):
+    for size in storage_sizes(rng, scale):
         suffix = min(written, key=written.get)
         written[suffix] += size
         name = Path(rng.choice(("photos", "documents")), identifier(rng), f"file_{identifier(rng)[:11]}.{suffix}")
         write_file(root / name, rng.randbytes(size) if suffix == "jpg" else words.fill(size), rng)
 
 
-def make_tiny(root, seed):
+def make_tiny(root, seed, scale):
     rng = random.Random(f"tiny {seed}")
     words = Words(rng, 8000, 1.0)
-    for number in range(TINY_FILES):
+    for number in range(TINY_FILES // scale):
         name = f"d{number % TINY_DIRS:03d}/{identifier(rng)[:9]}.txt"
         write_file(root / name, words.fill(rng.randint(1, TINY_MAX_BYTES)), rng)
 
 
-def make(directory, seed):
+def make(directory, seed, scale):
     started = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
     for part in ("app", "tiny"):
         if (directory / part).exists():
             sys.exit(f"{directory / part} exists already; remove it first")
     (directory / "app").mkdir()
-    make_database(directory / "app/data.db", seed)
-    make_storage(directory / "app/storage", seed)
-    make_tiny(directory / "tiny", seed)
-    return {"kind": "make", "seed": seed, "database_bytes": (directory / "app/data.db").stat().st_size,
-            "storage_bytes": STORAGE_BYTES, "tiny_files": TINY_FILES, "seconds": round(time.monotonic() - started, 1)}
+    make_database(directory / "app/data.db", seed, scale)
+    make_storage(directory / "app/storage", seed, scale)
+    make_tiny(directory / "tiny", seed, scale)
+    return {"kind": "make", "seed": seed, "scale": scale, "database_bytes": (directory / "app/data.db").stat().st_size,
+            "storage_bytes": STORAGE_BYTES // scale, "tiny_files": TINY_FILES // scale,
+            "seconds": round(time.monotonic() - started, 1)}
 
 
 def edit(rows, body):
@@ -310,8 +312,8 @@ def change_files(root, rng, plan):
         path.write_bytes(rng.randbytes(size))
 
 
-def night(kind, directory, seed, old):
-    plan = NIGHTS[kind]
+def night(kind, directory, seed, scale, old):
+    plan = {what: -(-count // scale) for what, count in NIGHTS[kind].items()}
     path = directory / "app/data.db"
     rows = Rows(f"{kind} {seed}")
     db = connect(path)
@@ -329,12 +331,13 @@ def main():
     parser.add_argument("command", choices=("make", "night", "quiet"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--count-pages", metavar="OLD", help="a copy of the database to compare with")
     args = parser.parse_args()
     if args.command == "make":
-        result = make(args.directory, args.seed)
+        result = make(args.directory, args.seed, args.scale)
     else:
-        result = night(args.command, args.directory, args.seed, args.count_pages)
+        result = night(args.command, args.directory, args.seed, args.scale, args.count_pages)
     print(json.dumps(result))
 
 

@@ -2,7 +2,7 @@
 # reference has the shape of one, then those that belong to one row only.
 
 reference_reads=live
-reference_packages="tar=tar zstd=zstd sqlite3=sqlite3 b3sum=b3sum find=findutils"
+reference_tools="tar zstd sqlite3 b3sum find"
 
 reference_version() { echo reference; }
 

@@ -1,7 +1,7 @@
 # The project's own binary, $SNAPSHOT, with a key file. It reads the live directory.
 
 snapshot_reads=live
-snapshot_packages=""
+snapshot_program=$SNAPSHOT
 
 snapshot_run() {
   local -x SNAPSHOT_REPO=$STATE/repo SNAPSHOT_KEY_FILE=$STATE/key
