@@ -80,7 +80,10 @@ while (($#)); do
     --data) DATA=$2 ;;
     --tmpfs) TMPFS=$2 ;;
     --json) JSON=$2 ;;
-    --into) INTO+=(--into "$(realpath "$2")") ;;
+    --into)
+      grep -qxF '<!-- comparison: begin -->' "$2" || die "$2: the lines for the table are not there (see --help)"
+      INTO+=(--into "$(realpath "$2")")
+      ;;
     *) die "$1: unknown option (see --help)" ;;
   esac
   shift 2
@@ -109,6 +112,8 @@ check_needs() {
     # shellcheck disable=SC1090
     source "$HERE/peers/$name.sh"
     program=${name}_program
+    # Some commands are run elsewhere.
+    [[ ${!program} != */* ]] || printf -v "$program" %s "$(realpath -m "${!program}")"
     if is_command "${!program}"; then
       present+=("$name")
     elif [[ $name == snapshot ]]; then
@@ -170,7 +175,7 @@ describe_machine() {
     reading+=("reads_$name=${!reads}")
   done
   record row=meta "date=$(date +%F)" "cores=$(nproc)" \
-    "cpu=$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)" "kernel=$(uname -sr)" \
+    "cpu=$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)" "kernel=$(uname -sr | cut -d. -f1,2)" \
     "memory_gib=$(awk '/^MemTotal/ {printf "%.0f", $2 / 1048576}' /proc/meminfo)" \
     "filesystem=$(df --output=fstype "$RUN" | tail -n 1)" "load=$LOAD" "scale=$SCALE" "rounds=$CHEAP_ROUNDS" \
     "peers=$(IFS=,; echo "${versions[*]}")" "${reading[@]}"
