@@ -19,6 +19,7 @@ from_cargo() {
   nice cargo install --quiet --locked --root "$PREFIX" "$1"
 }
 
+mkdir -p "$PREFIX/bin"
 apt-get update -qq
 apt b3sum findutils python3 sqlite3 tar zstd
 for peer in "$@"; do

@@ -19,7 +19,6 @@ from statistics import median
 
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 BUSY_LOAD = 0.5
-NOT_SUMMED = ("row", "peer", "round", "reason", "status")
 VERDICTS = ("malformed", "torn", "old", "absent")
 
 
@@ -47,9 +46,9 @@ class Results:
                 continue
             fields = self.rounds[record["row"], record["peer"], record.get("round", 0)]
             for key, value in record.items():
-                if key == "maxrss_kib" or key == "status":
+                if key in ("maxrss_kib", "status"):
                     fields[key] = max(value, fields.get(key, 0))
-                elif key not in NOT_SUMMED:
+                elif key not in ("row", "peer", "round"):
                     fields[key] = value + fields.get(key, 0)
         self.values = defaultdict(list)
         for (row, peer, _), fields in self.rounds.items():
