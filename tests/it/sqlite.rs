@@ -1,12 +1,14 @@
 //! Databases as of one moment, while other processes go on writing.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
 use crate::roles::{Role, check_bank, make_bank};
-use crate::world::{Dice, World};
+use crate::world::{self, Dice, World};
 
 /// Snapshots taken while a writer is at work.
 const SNAPSHOTS: usize = 15;
@@ -232,4 +234,29 @@ fn a_database_in_use_is_not_overwritten() {
     world.run(["restore", "latest", "--target", ".", "--overwrite", "always"]).expect(5).names(["data.db", "open"]);
     user.end();
     assert_eq!(check_bank(&path), 1624);
+}
+
+#[test]
+fn what_comes_while_a_database_is_waited_for_is_in_the_snapshot_with_its_row() {
+    let world = World::new();
+    world.write("app/a file of before", "1");
+    let path = world.work("app/data.db");
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch("CREATE TABLE files(name TEXT); BEGIN EXCLUSIVE").unwrap();
+    let mut create = world.command(["create", "app"]);
+    let running = world::spawn(&mut create);
+    // By now it has listed the directory and waits for the transaction to end; if not, there is nothing to see.
+    std::thread::sleep(Duration::from_secs(2));
+    world.write("app/new", "2");
+    world.write("app/storage/newer", "3");
+    fs::hard_link(world.work("app/new"), world.work("app/twin")).unwrap();
+    db.execute_batch("INSERT INTO files VALUES ('new'), ('storage/newer'); COMMIT").unwrap();
+    world::Ran::new(&create, running.wait_with_output().unwrap()).expect(0);
+
+    let restored = world.restore("latest", "out").join("app");
+    let db = Connection::open(restored.join("data.db")).unwrap();
+    let rows: i64 = db.query_row("SELECT count(*) FROM files", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 2);
+    assert_eq!(fs::read(restored.join("storage/newer")).unwrap(), b"3");
+    assert_eq!(fs::metadata(restored.join("new")).unwrap().ino(), fs::metadata(restored.join("twin")).unwrap().ino());
 }

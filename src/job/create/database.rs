@@ -88,6 +88,7 @@ impl Walker<'_> {
         };
         match outcome {
             Ok((captured, record)) => {
+                self.captures += 1;
                 let mut node = entry.node.clone();
                 self.add_xattrs(&entry.path, &mut node);
                 (node.kind, node.size, node.database) = (NodeKind::Database, Some(captured.bytes), Some(record));

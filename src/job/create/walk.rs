@@ -45,8 +45,11 @@ pub struct Walker<'a> {
     pub(super) owners: Owners,
     /// Numbers of the groups of hard links, by device and inode.
     links: HashMap<(u64, u64), u64>,
+    last_link: u64,
     excludes: Excludes,
     device: Option<u64>,
+    /// Databases that were read so far, rather than found to be unchanged.
+    pub(super) captures: u64,
 }
 
 /// A name in a directory that is to be saved.
@@ -80,8 +83,10 @@ impl<'a> Walker<'a> {
             previous_start: None,
             owners: Owners::default(),
             links: HashMap::new(),
+            last_link: 0,
             excludes: Excludes::new(Path::new("/"), &options.excludes, &options.exclude_files)?,
             device: None,
+            captures: 0,
         })
     }
 
@@ -158,21 +163,18 @@ impl<'a> Walker<'a> {
         nodes.into_iter().map(|node| (node.name.to_vec(), node)).collect()
     }
 
-    /// Whatever is in a directory: databases first, so that what their rows refer to is read after them.
+    /// Whatever is in a directory: databases first, so that what their rows refer to is read after them. If that took
+    /// a capture, the directory is listed again: what a row refers to may have come since the first look.
     fn contents(&mut self, directory: &Path, older: Option<&Node>) -> Result<()> {
         self.reporter.check_interrupt()?;
         self.reporter.current(|| directory.display().to_string());
         let older = self.older_nodes(older);
-        let entries = self.list(directory);
+        let captures = self.captures;
         let mut captured: HashSet<Vec<u8>> = HashSet::new();
-        let mut others = Vec::new();
-        for mut entry in entries {
-            let older = older.get(&*entry.node.name);
-            if self.database(&mut entry, older)? {
-                captured.insert(entry.node.name.to_vec());
-            } else {
-                others.push(entry);
-            }
+        let entries = self.list(directory, true);
+        let mut others = self.databases(entries, &older, &mut captured)?;
+        if self.captures > captures {
+            others = self.list_again(directory, others, &older, &mut captured)?;
         }
         for entry in others {
             // A sidecar is part of the database that was captured beside it.
@@ -184,8 +186,54 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    /// The entries of a directory that are to be saved, by name.
-    fn list(&mut self, directory: &Path) -> Vec<Entry> {
+    /// Captures the databases among some entries, and returns the others.
+    fn databases(
+        &mut self,
+        entries: Vec<Entry>,
+        older: &HashMap<Vec<u8>, Node>,
+        captured: &mut HashSet<Vec<u8>>,
+    ) -> Result<Vec<Entry>> {
+        let mut others = Vec::new();
+        for mut entry in entries {
+            let older = older.get(&*entry.node.name);
+            if self.database(&mut entry, older)? {
+                captured.insert(entry.node.name.to_vec());
+            } else {
+                others.push(entry);
+            }
+        }
+        Ok(others)
+    }
+
+    /// The entries as they are now, without the databases captured: those that came since the first look included.
+    fn list_again(
+        &mut self,
+        directory: &Path,
+        before: Vec<Entry>,
+        older: &HashMap<Vec<u8>, Node>,
+        captured: &mut HashSet<Vec<u8>>,
+    ) -> Result<Vec<Entry>> {
+        for entry in before.iter().filter(|entry| !entry.is_link) {
+            self.links.remove(&(entry.meta.dev(), entry.meta.ino()));
+        }
+        let mut before: HashMap<_, _> = before.into_iter().map(|e| (e.node.name.to_vec(), e.node.unverified)).collect();
+        let (mut known, mut new) = (Vec::new(), Vec::new());
+        for mut entry in self.list(directory, false) {
+            match before.remove(&*entry.node.name) {
+                _ if captured.contains(&*entry.node.name) => {}
+                Some(unverified) => {
+                    entry.node.unverified = unverified;
+                    known.push(entry);
+                }
+                None => new.push(entry),
+            }
+        }
+        known.extend(self.databases(new, older, captured)?);
+        Ok(known)
+    }
+
+    /// The entries of a directory that are to be saved, by name. At the first look, what can't be read is reported.
+    fn list(&mut self, directory: &Path, is_first: bool) -> Vec<Entry> {
         let mut out = Vec::new();
         let mut names = match fs::read_dir(directory) {
             Ok(entries) => {
@@ -210,7 +258,8 @@ impl<'a> Walker<'a> {
         for name in &names {
             let path = directory.join(OsStr::from_bytes(name));
             match fs::symlink_metadata(&path) {
-                Ok(meta) if self.is_wanted(&path, &meta) => out.push(self.stat(name, path, meta)),
+                Ok(meta) if self.is_wanted(&path, &meta, is_first) => out.push(self.stat(name, path, meta)),
+                Err(_) if !is_first => {}
                 Ok(_) => {}
                 // Journals come and go with their database, which is captured without them.
                 Err(e) if e.kind() == ErrorKind::NotFound && is_sidecar(name, &names) => {}
@@ -224,7 +273,7 @@ impl<'a> Walker<'a> {
         self.reporter.warn(Severity::Source, path.display(), format!("it can't be read: {error}"));
     }
 
-    fn is_wanted(&self, path: &Path, meta: &Metadata) -> bool {
+    fn is_wanted(&self, path: &Path, meta: &Metadata, is_first: bool) -> bool {
         if self.excludes.excludes(path, meta.is_dir()) {
             return false;
         }
@@ -235,7 +284,7 @@ impl<'a> Walker<'a> {
             return false;
         }
         let is_own = super::is_repository(path, self.repo.config());
-        if is_own {
+        if is_own && is_first {
             self.reporter.warn(Severity::Note, path.display(), "left out: it is the repository written to");
         }
         !is_own
@@ -251,10 +300,11 @@ impl<'a> Walker<'a> {
         let mut node = self.node(name, &meta);
         let mut is_link = false;
         if node.kind == NodeKind::File && meta.nlink() > 1 {
-            let next = self.links.len() as u64 + 1;
+            let next = self.last_link + 1;
             let group = *self.links.entry((meta.dev(), meta.ino())).or_insert(next);
             node.hard_link = Some(group);
             is_link = group != next;
+            self.last_link = self.last_link.max(group);
         }
         Entry { path, meta, node, is_link }
     }
