@@ -12,13 +12,14 @@ use snapshot::format::control::{Condemned, Session, SessionKind, seal};
 use snapshot::format::header::{HEADER_BYTES, Header, Kind};
 use snapshot::format::index::Index;
 use snapshot::format::keyslot::{Slot, Unlock};
+use snapshot::format::mark::Mark;
 use snapshot::format::pack::{Encoding, Entry, Frame, PackBuilder, class_key};
 use snapshot::format::pagemap::{Inner, PageRef, Root, StoredLeaf};
 use snapshot::format::segment::{self, Segment};
 use snapshot::format::snapshot::{Counts, Owner, Snapshot};
 use snapshot::format::tree::{Content, Database, Node, NodeKind, Tree, WalStamp, Xattr, join_ids};
 use snapshot::format::zstd;
-use snapshot::id::{BlobId, PackId, SnapshotId};
+use snapshot::id::{BlobId, PackId, SlotId, SnapshotId};
 use snapshot::repo::recovery_code;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -213,6 +214,8 @@ fn control(keys: &Keys) -> Result {
         users: vec![owner.clone()],
         groups: vec![owner],
         started: time,
+        slot: Some(SlotId([8; 32])),
+        pinned: true,
     };
     put("control", "snapshot-file", &[&[0], &seal(keys, Kind::Snapshot, &snapshot)?])?;
     put("control", "snapshot", &[&[1], &cbor::encode(&snapshot)])?;
@@ -220,7 +223,17 @@ fn control(keys: &Keys) -> Result {
     put("control", "condemned", &[&[2], &cbor::encode(&condemned)])?;
     let (host, boot) = ("web1".into(), "boot".into());
     let session = Session { kind: SessionKind::Prune, host, boot, pid: 77, started: time };
-    put("control", "session", &[&[3], &cbor::encode(&session)])
+    put("control", "session", &[&[3], &cbor::encode(&session)])?;
+    let mark = Mark {
+        time,
+        snapshot: SnapshotId([6; 32]),
+        add: vec!["release".into()],
+        remove: vec!["nightly".into()],
+        pin: Some(true),
+        slot: Some(SlotId([8; 32])),
+    };
+    put("control", "mark", &[&[4], &cbor::encode(&mark)])?;
+    put("control", "mark-file", &[&[5], &seal(keys, Kind::Mark, &mark)?])
 }
 
 fn sqlite() -> Result {

@@ -101,6 +101,14 @@ id_type!(
     /// BLAKE3-256 of a record of condemned packs.
     GcId
 );
+id_type!(
+    /// BLAKE3-256 of a mark.
+    MarkId
+);
+id_type!(
+    /// BLAKE3-256 of a key slot.
+    SlotId
+);
 
 /// The first 16 bytes of a keyed hash of one database page.
 pub type PageHash = [u8; 16];

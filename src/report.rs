@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 pub enum Severity {
     /// Worth knowing; the status stays 0.
     Note,
+    /// Worth looking into; the status stays 0, but for `check`.
+    Warning,
     /// A source could not be read as it should (status 3).
     Source,
     /// A repository object is damaged (status 4).

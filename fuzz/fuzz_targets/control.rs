@@ -1,4 +1,4 @@
-//! Snapshots, records of condemned packs, and sessions: as they come from a store and behind the encryption.
+//! Snapshots, marks, records of condemned packs, and sessions: as they come from a store and behind the encryption.
 
 #![no_main]
 
@@ -7,18 +7,23 @@ use minicbor::{Decode, Encode};
 use snapshot::format::cbor;
 use snapshot::format::control::{self, Condemned, Session};
 use snapshot::format::header::Kind;
+use snapshot::format::mark::Mark;
 use snapshot::format::snapshot::Snapshot;
 use snapshot_fuzz::{keys, sealed};
 
 fuzz_target!(|data: &[u8]| {
     let Some((way, data)) = data.split_first() else { return };
-    match way % 4 {
+    match way % 6 {
         0 => {
             let _ = Snapshot::open(keys(), data, "snapshot");
         }
         1 => open::<Snapshot>(Kind::Snapshot, data),
         2 => open::<Condemned>(Kind::Gc, data),
-        _ => open::<Session>(Kind::Session, data),
+        3 => open::<Session>(Kind::Session, data),
+        4 => open::<Mark>(Kind::Mark, data),
+        _ => {
+            let _ = Mark::open(keys(), data, "mark");
+        }
     }
 });
 

@@ -39,7 +39,9 @@ fn table(blocks: &[&[u8]], pack_blocks: usize) -> Vec<u8> {
     for (i, block) in blocks.iter().enumerate() {
         out.extend_from_slice(&((block.len() + TAG_BYTES) as u32).to_le_bytes());
         if i >= pack_blocks {
-            out.extend_from_slice(&[0; 32]);
+            let mut first = block.to_vec();
+            first.resize(32, 0);
+            out.extend_from_slice(&first);
         }
     }
     out

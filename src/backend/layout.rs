@@ -1,7 +1,7 @@
 //! Which path an object has.
 
 use crate::format::header::Kind;
-use crate::id::{GcId, IndexId, PackId, SnapshotId};
+use crate::id::{GcId, IndexId, MarkId, PackId, SnapshotId};
 
 /// The repository's parameters.
 pub const CONFIG: &str = "config";
@@ -19,6 +19,8 @@ pub const INDEX: &str = "index/";
 pub const SNAPSHOTS: &str = "snapshots/";
 /// Folder of forgotten snapshots.
 pub const TOMBS: &str = "tombs/";
+/// Folder of the marks: tags and pins that snapshots got later.
+pub const MARKS: &str = "marks/";
 /// Folder of the records of condemned packs.
 pub const GC: &str = "gc/";
 /// Folder of running sessions.
@@ -55,6 +57,11 @@ pub fn snapshot(id: SnapshotId) -> String {
 /// Path of a forgotten snapshot: the same bytes under the same name.
 pub fn tomb(id: SnapshotId) -> String {
     format!("{TOMBS}{id}")
+}
+
+/// Path of a mark.
+pub fn mark(id: MarkId) -> String {
+    format!("{MARKS}{id}")
 }
 
 /// Path of a record of condemned packs.

@@ -81,6 +81,9 @@ pub enum Command {
     /// Get a snapshot back
     #[command(after_long_help = help::RESTORE)]
     Restore(Restore),
+    /// Change the tags of snapshots that are there, and pin them
+    #[command(after_long_help = help::TAG)]
+    Tag(Tag),
     /// Drop single snapshots; `undo-forget` takes them back while their data is there
     #[command(after_long_help = help::FORGET)]
     Forget(Forget),
@@ -141,6 +144,9 @@ pub struct Create {
     /// A label, to select snapshots by (may be repeated)
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
+    /// Pin the snapshot: no rule of `prune` drops it, until `snapshot tag --unpin`
+    #[arg(long)]
+    pub pin: bool,
     /// Host name to record [default: this machine's]
     #[arg(long)]
     pub host: Option<String>,
@@ -288,6 +294,33 @@ pub struct Restore {
     pub filters: Filters,
 }
 
+/// `tag`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct Tag {
+    /// The snapshots: the start of an id, latest, latest~2; without one, all that the filters choose
+    #[arg(value_name = "SNAP")]
+    pub snapshots: Vec<String>,
+    /// Add these tags (may be repeated)
+    #[arg(long, value_name = "TAG,…", value_delimiter = ',', group = "change")]
+    pub add: Vec<String>,
+    /// Take these tags away (may be repeated)
+    #[arg(long, value_name = "TAG,…", value_delimiter = ',', group = "change")]
+    pub remove: Vec<String>,
+    /// Have these tags and no others; '' for none
+    #[arg(long, value_name = "TAG,…", value_delimiter = ',', group = "change", conflicts_with_all = ["add", "remove"])]
+    pub set: Option<Vec<String>>,
+    /// Pin: no rule of `prune` drops it, and `forget` refuses to
+    #[arg(long, group = "change", conflicts_with = "unpin")]
+    pub pin: bool,
+    /// Let it go the way of others again
+    #[arg(long, group = "change")]
+    pub unpin: bool,
+    /// Which snapshots, or what `latest` is taken from.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
 /// `forget`, `undo-forget`
 #[derive(Debug, Args)]
 pub struct Forget {
@@ -377,6 +410,9 @@ pub enum Key {
     /// Show what opens the repository
     #[command(after_long_help = help::KEY)]
     List,
+    /// Change the password that this command is run with
+    #[command(after_long_help = help::KEY)]
+    Passwd(KeyPasswd),
     /// Remove a password, key file or recovery code
     #[command(after_long_help = help::KEY)]
     Remove {
@@ -438,6 +474,17 @@ pub struct Unlock {
     /// Also those that may be running: each then fails before it commits anything
     #[arg(long)]
     pub remove_all: bool,
+}
+
+/// `key passwd`
+#[derive(Debug, Args)]
+pub struct KeyPasswd {
+    /// Take the new password from the first line of this file [default: ask for it on the terminal]
+    #[arg(long, value_name = "FILE")]
+    pub new_password_file: Option<PathBuf>,
+    /// Cost of hashing a password; as it was, unless given.
+    #[command(flatten)]
+    pub kdf: Kdf,
 }
 
 /// `completions`

@@ -10,6 +10,7 @@ use super::args::Check;
 use super::context::Context;
 use super::output::{Out, count, document, size};
 use super::progress::problem_json;
+use super::seen::Seen;
 
 /// Looks for damage.
 pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
@@ -17,7 +18,9 @@ pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
     let read_data = if args.read_data { ReadData::All } else { args.read_data_subset.unwrap_or(ReadData::None) };
     let (scratch, memory) = (context.scratch_dir()?, context.cache_dir()?);
     let options = Options { read_data, databases: args.databases, scratch, memory };
+    let mut seen = Seen::compare(context, &session.repo)?;
     let summary = check::run(&session.repo, &options, &context.reporter)?;
+    seen.learn(&session.repo.read_snapshots()?.0);
     // What was met on the way, while the index was loaded, counts as well.
     let problems = context.reporter.problems();
     if context.global.json {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use snapshot::error::{Error, Result};
-use snapshot::format::keyslot::Unlock;
 use snapshot::repo::{Filter, Repository};
 use snapshot::report::Reporter;
 
@@ -35,8 +34,6 @@ pub struct Context {
 pub struct Session {
     /// The repository. Its index is not loaded yet.
     pub repo: Arc<Repository>,
-    /// What opened it.
-    pub unlock: Unlock,
 }
 
 impl Context {
@@ -94,7 +91,7 @@ impl Context {
         };
         self.display.detail(|| format!("repository {}, opened with {name}", backend.describe()));
         let repo = Repository::open(backend, &unlock, &name, &self.reporter)?;
-        Ok(Session { repo: Arc::new(repo), unlock })
+        Ok(Session { repo: Arc::new(repo) })
     }
 
     /// Opens the repository and loads its index.

@@ -15,13 +15,18 @@ use super::args::Create;
 use super::context::Context;
 use super::make::open_or_make;
 use super::output::{Out, count, document, rfc3339, size};
+use super::seen::Seen;
 
 /// Takes a snapshot.
 pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
     let options = options(context, args)?;
     // A dry run makes nothing, no repository either.
     let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
+    let mut seen = Seen::compare(context, &session.repo)?;
     let summary = create::run(&session.repo, &options, &context.reporter)?;
+    if let Summary { id: Some(id), snapshot } = &summary {
+        seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
+    }
     if context.global.json {
         return out.json(&to_json(&summary));
     }
@@ -40,6 +45,7 @@ fn options(context: &Context, args: Create) -> Result<Options> {
         host: args.host,
         source: args.source,
         tags: args.tags,
+        pin: args.pin,
         time: args.time,
         excludes: args.excludes,
         exclude_files: args.exclude_files,

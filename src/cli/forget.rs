@@ -10,6 +10,7 @@ use snapshot::repo::Filter;
 use super::args::Forget;
 use super::context::Context;
 use super::output::{Out, document};
+use super::seen::Seen;
 
 /// Forgets snapshots.
 pub fn run(context: &Context, args: &Forget, out: &mut Out) -> Result<()> {
@@ -25,7 +26,9 @@ pub fn run(context: &Context, args: &Forget, out: &mut Out) -> Result<()> {
             ids.push(selected.named.id);
         }
     }
+    let mut seen = Seen::compare(context, &session.repo)?;
     let done = forget::forget(&session.repo, &ids, &context.reporter)?;
+    seen.settle(&session.repo)?;
     show(context, out, "forgotten", "forgot", &done)
 }
 

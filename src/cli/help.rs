@@ -25,7 +25,7 @@ Exit status:
   3 snapshot made, but some of the source could not be read
   4 check found damage            130 interrupted
   5 restore incomplete; what is there is exact
-`list` and `repair` end with 1 if something could not be read, after doing all the rest.
+`list`, `tag`, `prune` and `repair` end with 1 if something could not be read, after doing all the rest.
 
 With --json, standard output is one document; \"version\" in it (1 now) rises when a field goes or changes its \
 meaning. Standard error has one object a line: \"type\" is progress, problem, note or error.";
@@ -58,14 +58,14 @@ bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, dry_run.";
 
 pub const LIST: &str = "\
 Times are in this machine's time zone. A mark at the end says what to know of a snapshot: `!` some databases are stored \
-as plain files, unverified; `~` some of the source could not be read.
+as plain files, unverified; `~` some of the source could not be read; `pinned` no rule of `prune` drops it.
 
 Examples:
   snapshot list
   snapshot list --source /srv/app --latest 5
   snapshot list --tag nightly --json
 
-With --json: an array of objects with id, generation, time, host, source, paths, tags, previous, program, files, \
+With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, previous, program, files, \
 directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
 UTF-8, paths_hex has the bytes of all paths.";
 
@@ -98,8 +98,22 @@ Examples:
 With --json: snapshot_id, target, files, directories, databases, others, bytes, skipped, verified_databases, seconds, \
 dry_run, and planned with --dry-run.";
 
+pub const TAG: &str = "\
+A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, and \
+`forget` refuses it. Both can be changed at any time, from several machines at once; the snapshots themselves never \
+change.
+
+Examples:
+  snapshot tag latest --add release,2.0 --pin
+  snapshot tag 1a2b3c4d 5e6f7a8b --remove nightly
+  snapshot tag --source /srv/app --tag nightly --set daily
+  snapshot tag 1a2b3c4d --unpin
+
+With --json: snapshots, an array of objects with id, tags, pinned, changed.";
+
 pub const FORGET: &str = "\
-The data stays until a prune reclaims it; until then `snapshot undo-forget` takes a snapshot back.
+The data stays until a prune reclaims it; until then `snapshot undo-forget` takes a snapshot back. A pinned snapshot is \
+refused: `snapshot tag --unpin` first.
 
 Examples:
   snapshot forget 1a2b3c4d
@@ -112,7 +126,7 @@ Examples:
 pub const PRUNE: &str = "\
 The rules count for each source (host and source) alone, by the snapshots' own times. Without a rule no snapshot is \
 dropped, and only the space of what was forgotten is reclaimed. Rules that would drop everything of a source are \
-refused. Data is deleted in two steps: a prune marks it, and a prune after the grace time deletes it, unless \
+refused. Pinned snapshots stay. Data is deleted in two steps: a prune marks it, and a prune after the grace time deletes it, unless \
 something needs it by then.
 
 Times are in s, min, h, d, w, mo (30 d) and y (365 d).
@@ -145,10 +159,15 @@ Examples:
   snapshot repair packs     reads all data; run `snapshot create` afterwards";
 
 pub const KEY: &str = "\
+`list` shows what opens the repository, with * at the key it was run with. LAST SNAPSHOT MADE is the time of the newest \
+snapshot, or change of tags, that was made with a key and is still there; who only reads leaves no trace. COST is what \
+one guess of a password takes. Removing a key doesn't lock out who kept a copy of the repository or of its keys folder.
+
 Examples:
   snapshot key list
   snapshot key add --new-key-file ~/.config/snapshot/laptop.key --label laptop
   snapshot key add                  asks for a new password
+  snapshot key passwd               replaces the password it was run with
   snapshot key recovery-code
   snapshot key remove 1a2b3c4d";
 

@@ -9,11 +9,11 @@ use snapshot::error::{Error, Result};
 use snapshot::format::keyslot::SlotKind;
 use snapshot::repo::{KeySlot, host, recovery_code};
 
-use super::args::{Key, KeyAdd};
+use super::args::{Key, KeyAdd, KeyPasswd};
 use super::context::{Context, Session};
 use super::init::cost;
 use super::make::new_key_file;
-use super::output::{Out, Table, document, local_time, rfc3339};
+use super::output::{Out, Table, document, local_time, rfc3339, size};
 use super::secrets;
 
 /// Fewest digits that name a slot to remove.
@@ -25,6 +25,7 @@ pub fn run(context: &Context, args: &Key, out: &mut Out) -> Result<()> {
     match args {
         Key::Add(args) => add(context, &session, args, out),
         Key::List => list(context, &session, out),
+        Key::Passwd(args) => passwd(context, &session, args, out),
         Key::Remove { id } => remove(context, &session, id, out),
         Key::RecoveryCode => add_recovery_code(context, &session, out),
     }
@@ -47,6 +48,17 @@ fn add(context: &Context, session: &Session, args: &KeyAdd, out: &mut Out) -> Re
     done(context, out, "added", &id)
 }
 
+fn passwd(context: &Context, session: &Session, args: &KeyPasswd, out: &mut Out) -> Result<()> {
+    let is_given = args.kdf.kdf_memory.is_some() || args.kdf.kdf_time.is_some();
+    let cost = if is_given { Some(cost(&args.kdf)?) } else { None };
+    let secret = match &args.new_password_file {
+        Some(path) => secrets::password_file(path)?,
+        None => secrets::ask_new()?,
+    };
+    let id = session.repo.change_password(&secret.unlock, cost)?;
+    done(context, out, "changed the password, which is now", &id)
+}
+
 fn done(context: &Context, out: &mut Out, verb: &str, id: &str) -> Result<()> {
     if context.global.json {
         return out.json(&document(json!({"id": id})).into());
@@ -67,27 +79,36 @@ fn word(kind: SlotKind) -> &'static str {
 }
 
 fn list(context: &Context, session: &Session, out: &mut Out) -> Result<()> {
-    let slots = session.repo.list_slots(&session.unlock)?;
+    let slots = session.repo.list_slots()?;
     if context.global.json {
         let keys: Vec<_> = slots.iter().map(to_json).collect();
         return out.json(&document(json!({"keys": keys})).into());
     }
-    let mut table = Table::new(&["", "ID", "KIND", "MADE", "LABEL"], &[]);
+    let mut table = Table::new(&["", "ID", "KIND", "COST", "MADE", "LAST SNAPSHOT MADE", "LABEL"], &[]);
     for slot in &slots {
         let mark = if slot.current { "*" } else { "" };
-        let made = local_time(slot.created);
-        table.row(vec![mark.into(), short(&slot.id).into(), word(slot.kind).into(), made, slot.label.clone()]);
+        let last = slot.last_wrote.map_or_else(|| "-".into(), local_time);
+        let (made, label) = (local_time(slot.created), slot.label.clone());
+        table.row(vec![mark.into(), short(&slot.id).into(), word(slot.kind).into(), price(slot), made, last, label]);
     }
     table.lines().into_iter().try_for_each(|line| out.line(line))
 }
 
+/// What one guess costs: memory, and passes over it.
+fn price(slot: &KeySlot) -> String {
+    slot.cost.map_or_else(|| "-".into(), |c| format!("{} x {}", size(u64::from(c.memory_kib) << 10), c.passes))
+}
+
 fn to_json(slot: &KeySlot) -> Value {
+    let cost = |c: KdfCost| json!({"memory_kib": c.memory_kib, "passes": c.passes, "lanes": c.lanes});
     json!({
         "id": slot.id,
         "kind": word(slot.kind),
         "created": rfc3339(slot.created),
         "label": slot.label,
+        "cost": slot.cost.map(cost),
         "current": slot.current,
+        "last_wrote": slot.last_wrote.map(rfc3339),
     })
 }
 
@@ -96,7 +117,7 @@ fn remove(context: &Context, session: &Session, prefix: &str, out: &mut Out) -> 
         return Err(Error::Usage("give at least two digits of the key's id".into()));
     }
     let in_use = |slot: &KeySlot| slot.current && slot.id.starts_with(prefix);
-    let slots = session.repo.list_slots(&session.unlock)?;
+    let slots = session.repo.list_slots()?;
     if slots.len() > 1 && slots.iter().any(in_use) {
         return Err(Error::refused(
             "this is the key that this command was run with",

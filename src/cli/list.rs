@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use snapshot::error::Result;
-use snapshot::format::snapshot::Snapshot;
 use snapshot::id::hex;
 use snapshot::repo::{Filter, Named};
 
@@ -11,12 +10,16 @@ use super::args::List;
 use super::context::Context;
 use super::create::counts_json;
 use super::output::{Out, Table, clean_path, local_time, rfc3339, size};
+use super::seen::Seen;
 
 /// Shows the snapshots.
 pub fn run(context: &Context, args: List, out: &mut Out) -> Result<()> {
     let session = context.open()?;
     let filter = Filter { latest: args.latest, ..args.filters.into() };
-    let snapshots = filter.apply(session.repo.snapshots(&context.reporter)?);
+    let mut seen = Seen::compare(context, &session.repo)?;
+    let all = session.repo.snapshots(&context.reporter)?;
+    seen.learn(&all);
+    let snapshots = filter.apply(all);
     if context.global.json {
         return out.json(&snapshots.iter().map(to_json).collect());
     }
@@ -30,7 +33,8 @@ pub fn run(context: &Context, args: List, out: &mut Out) -> Result<()> {
     table.lines().into_iter().try_for_each(|line| out.line(line))
 }
 
-fn to_json(Named { id, snapshot }: &Named) -> Value {
+fn to_json(named: &Named) -> Value {
+    let Named { id, snapshot, .. } = named;
     let mut object = match counts_json(&snapshot.counts) {
         Value::Object(counts) => counts,
         _ => Map::new(),
@@ -41,7 +45,8 @@ fn to_json(Named { id, snapshot }: &Named) -> Value {
     object.insert("time".into(), json!(rfc3339(snapshot.time)));
     object.insert("host".into(), json!(snapshot.host));
     object.insert("source".into(), json!(snapshot.source));
-    object.insert("tags".into(), json!(snapshot.tags));
+    object.insert("tags".into(), json!(named.tags()));
+    object.insert("pinned".into(), json!(named.is_pinned()));
     object.insert("previous".into(), json!(snapshot.previous.map(|id| id.to_string())));
     object.insert("program".into(), json!(snapshot.program));
     object.insert("paths".into(), snapshot.paths.iter().map(|path| text(path)).collect());
@@ -51,29 +56,25 @@ fn to_json(Named { id, snapshot }: &Named) -> Value {
     object.into()
 }
 
-fn to_row(Named { id, snapshot }: &Named) -> Vec<String> {
+fn to_row(named: &Named) -> Vec<String> {
+    let Named { id, snapshot, .. } = named;
     vec![
         id.short(),
         snapshot.generation.to_string(),
         local_time(snapshot.time),
         snapshot.host.clone(),
         snapshot.source.clone(),
-        snapshot.tags.join(","),
+        named.tags().join(","),
         snapshot.paths.iter().map(|path| clean_path(path)).collect::<Vec<_>>().join(" "),
         size(snapshot.counts.bytes),
         size(snapshot.counts.bytes_stored),
-        mark(snapshot),
+        mark(named),
     ]
 }
 
-/// `!` for databases stored unverified, `~` for sources that could not be read.
-fn mark(snapshot: &Snapshot) -> String {
-    let mut mark = String::new();
-    if snapshot.counts.unverified > 0 {
-        mark.push('!');
-    }
-    if snapshot.counts.skipped > 0 {
-        mark.push('~');
-    }
-    mark
+/// `!` for databases stored unverified, `~` for sources that could not be read, and whether it is pinned.
+fn mark(named: &Named) -> String {
+    let counts = &named.snapshot.counts;
+    let marks = [(counts.unverified > 0, "!"), (counts.skipped > 0, "~"), (named.is_pinned(), "pinned")];
+    marks.into_iter().filter_map(|(holds, mark)| holds.then_some(mark)).collect::<Vec<_>>().join(" ")
 }

@@ -51,8 +51,7 @@ pub fn make(context: &Context, cost: KdfCost, reuse: bool) -> Result<Made> {
             let _ = fs::remove_file(path);
         }
     })?;
-    let made =
-        Made { session: Session { repo: Arc::new(repo), unlock: secret.unlock }, at: backend.describe(), key_file };
+    let made = Made { session: Session { repo: Arc::new(repo) }, at: backend.describe(), key_file };
     announce(context, &location, &made)?;
     Ok(made)
 }

@@ -24,6 +24,8 @@ mod prune;
 mod repair;
 mod restore;
 mod secrets;
+mod seen;
+mod tag;
 mod unlock;
 
 use std::process::ExitCode;
@@ -75,6 +77,7 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Ls(args) => ls::run(context, args, out),
         Command::Dump(args) => dump::run(context, args, out),
         Command::Restore(args) => restore::run(context, args, out),
+        Command::Tag(args) => tag::run(context, args, out),
         Command::Forget(args) => forget::run(context, &args, out),
         Command::UndoForget(args) => forget::undo(context, &args, out),
         Command::Prune(args) => prune::run(context, args, out),
@@ -88,14 +91,17 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
     }
 }
 
-/// Damage is status 4 for `check` alone. What only shows or mends says with 1 that something could not be read; a
-/// command that did its job beside a damaged object elsewhere has warned of it and ends with 0.
+/// Damage is status 4 for `check` alone, and so is a snapshot that this machine has seen and that is gone. What only
+/// shows or mends says with 1 that something could not be read, and so does a prune that forgets nothing for that
+/// reason; a command that did its job beside a damaged object elsewhere has warned of it and ends with 0.
 fn weigh(command: &Command) -> Weigh {
     match command {
         Command::Create(_) => |s| if s == Severity::Source { 3 } else { 0 },
         Command::Restore(_) => |s| if s == Severity::Restore { 5 } else { 0 },
         Command::Check(_) => |s| if s == Severity::Note { 0 } else { 4 },
-        Command::List(_) | Command::Repair(_) => |s| if s == Severity::Damage { 1 } else { 0 },
+        Command::List(_) | Command::Tag(_) | Command::Prune(_) | Command::Repair(_) => {
+            |s| if s == Severity::Damage { 1 } else { 0 }
+        }
         _ => |_| 0,
     }
 }
@@ -139,13 +145,14 @@ mod tests {
 
     #[test]
     fn severities_become_statuses() {
-        let all = [Severity::Note, Severity::Source, Severity::Damage, Severity::Restore];
+        let all = [Severity::Note, Severity::Warning, Severity::Source, Severity::Damage, Severity::Restore];
         for (line, expected) in [
-            (&["snapshot", "create", "a"][..], [0, 3, 0, 0]),
-            (&["snapshot", "check"], [0, 4, 4, 4]),
-            (&["snapshot", "restore", "latest", "--target", "t"], [0, 0, 0, 5]),
-            (&["snapshot", "list"], [0, 0, 1, 0]),
-            (&["snapshot", "prune"], [0, 0, 0, 0]),
+            (&["snapshot", "create", "a"][..], [0, 0, 3, 0, 0]),
+            (&["snapshot", "check"], [0, 4, 4, 4, 4]),
+            (&["snapshot", "restore", "latest", "--target", "t"], [0, 0, 0, 0, 5]),
+            (&["snapshot", "list"], [0, 0, 0, 1, 0]),
+            (&["snapshot", "prune"], [0, 0, 0, 1, 0]),
+            (&["snapshot", "forget", "ab"], [0, 0, 0, 0, 0]),
         ] {
             assert_eq!(all.map(|severity| status(line, severity)), expected, "{line:?}");
         }

@@ -204,6 +204,7 @@ pub fn error_line(code: &str, message: &str, hint: Option<&str>) -> String {
 pub fn problem_json(problem: &Problem) -> Value {
     let severity = match problem.severity {
         Severity::Note => "note",
+        Severity::Warning => "warning",
         Severity::Source => "source",
         Severity::Damage => "damage",
         Severity::Restore => "restore",

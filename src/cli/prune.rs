@@ -11,12 +11,17 @@ use snapshot::job::prune::{self, Options, Summary};
 use super::args::Prune;
 use super::context::Context;
 use super::output::{Out, Table, clean, count, document, local_time, rfc3339, size};
+use super::seen::Seen;
 
 /// Prunes.
 pub fn run(context: &Context, args: Prune, out: &mut Out) -> Result<()> {
     let session = context.open()?;
     let options = options(args);
+    let mut seen = Seen::compare(context, &session.repo)?;
     let summary = prune::run(&session.repo, &options, &context.reporter)?;
+    if !options.dry_run {
+        seen.settle(&session.repo)?;
+    }
     if context.global.json {
         return out.json(&to_json(&summary, options.dry_run));
     }
@@ -105,7 +110,8 @@ fn to_json(summary: &Summary, dry_run: bool) -> Value {
             "time": rfc3339(named.snapshot.time),
             "host": named.snapshot.host,
             "source": named.snapshot.source,
-            "tags": named.snapshot.tags,
+            "tags": named.tags(),
+            "pinned": named.is_pinned(),
             "keep": !keep.is_empty(),
             "reasons": keep,
         })

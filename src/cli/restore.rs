@@ -12,10 +12,18 @@ use snapshot::repo::Selected;
 use super::args::{Overwrite, Restore};
 use super::context::Context;
 use super::output::{Out, clean_path, count, document, put_path, size};
+use super::seen::Seen;
+
+/// What every way to name the newest snapshot begins with: no id does.
+const LATEST: &str = "latest";
 
 /// Restores a snapshot, or a part of one.
 pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
     let session = context.open_indexed()?;
+    if args.snapshot.starts_with(LATEST) {
+        let mut seen = Seen::compare(context, &session.repo)?;
+        seen.learn(&session.repo.read_snapshots()?.0);
+    }
     let selected = session.repo.select(&args.snapshot, &args.filters.into(), &context.reporter)?;
     let options = Options {
         target: args.target,

@@ -53,16 +53,35 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut n: u32) {
 }
 
 impl Reader<'_> {
-    /// Reads what [`put_varint`] wrote.
+    /// Reads what [`put_varint`] wrote: the shortest form and no other.
     pub fn varint(&mut self) -> Option<u32> {
         let mut n = 0u64;
         for shift in (0..35).step_by(7) {
             let b = self.u8()?;
             n |= u64::from(b & 0x7f) << shift;
             if b & 0x80 == 0 {
-                return u32::try_from(n).ok();
+                return if b == 0 && shift > 0 { None } else { u32::try_from(n).ok() };
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_one_form() {
+        for n in [0, 1, 127, 128, 300, u32::MAX] {
+            let mut bytes = vec![];
+            put_varint(&mut bytes, n);
+            assert_eq!(Reader(&bytes).varint(), Some(n));
+            let last = bytes.len() - 1;
+            bytes[last] |= 0x80;
+            bytes.push(0);
+            assert_eq!(Reader(&bytes).varint(), None, "{n} with a zero at its end");
+        }
+        assert_eq!(Reader(&[0xff, 0xff, 0xff, 0xff, 0x1f]).varint(), None, "more than 32 bits");
     }
 }

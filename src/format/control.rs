@@ -1,4 +1,5 @@
-//! Small objects sealed as one message: records of condemned packs, and sessions. Snapshots use the same envelope.
+//! Small objects sealed as one message: records of condemned packs, and sessions. Snapshots and marks use the same
+//! envelope.
 
 use minicbor::{Decode, Encode};
 

@@ -38,12 +38,14 @@ pub enum Kind {
     Gc = 7,
     /// A running writer.
     Session = 8,
+    /// What was said of a snapshot after it was made: tags, a pin.
+    Mark = 9,
 }
 
 impl Kind {
     fn from_u8(n: u8) -> Option<Self> {
-        use Kind::{Config, DataPack, Gc, Index, MetadataPack, Session, Slot, Snapshot};
-        [Config, Slot, DataPack, MetadataPack, Index, Snapshot, Gc, Session].into_iter().find(|k| *k as u8 == n)
+        use Kind::{Config, DataPack, Gc, Index, Mark, MetadataPack, Session, Slot, Snapshot};
+        [Config, Slot, DataPack, MetadataPack, Index, Snapshot, Gc, Session, Mark].into_iter().find(|k| *k as u8 == n)
     }
 }
 

@@ -13,7 +13,7 @@
 
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
-use super::pack::{Encoding, Entry, PackInfo};
+use super::pack::{Encoding, Entry, PackInfo, belongs};
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, TAG_BYTES};
 use crate::error::{Error, Result};
@@ -180,9 +180,12 @@ impl Index {
                 index.packs.push(take_pack(&mut r).ok_or_else(nonsense)?);
             }
         }
-        for sealed_bytes in record_blocks {
+        for (sealed_bytes, first) in record_blocks {
             let plain = block(sealed_bytes)?;
             let mut r = Reader(&plain);
+            if !plain.starts_with(&first.0) {
+                return Err(nonsense());
+            }
             while !r.0.is_empty() {
                 let record = take_record(&mut r).filter(|r| index.holds(r)).ok_or_else(nonsense)?;
                 index.records.push(record);
@@ -194,13 +197,14 @@ impl Index {
         Ok(index)
     }
 
-    /// Whether a record points into a frame that exists and is long enough.
+    /// Whether a record points into a frame that exists, may hold such a blob, and is long enough.
     fn holds(&self, record: &Record) -> bool {
-        let frame = self.packs.get(record.pack as usize).and_then(|p| p.frames.get(record.frame as usize));
-        frame.is_some_and(|f| {
-            f.encoding == Encoding::Segment
-                || u64::from(record.offset) + u64::from(record.plain_bytes) <= u64::from(f.plain_bytes)
-        })
+        let Some(pack) = self.packs.get(record.pack as usize) else { return false };
+        let Some(frame) = pack.frames.get(record.frame as usize) else { return false };
+        let is_segment = record.kind == BlobType::Segment;
+        belongs(pack.header.kind, record.kind)
+            && (frame.encoding == Encoding::Segment) == is_segment
+            && u64::from(record.offset) + u64::from(record.plain_bytes) <= u64::from(frame.plain_bytes)
     }
 }
 
@@ -228,12 +232,16 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
     for _ in 0..r.u32()? {
         let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
         let encoding = Encoding::from_u8(r.u8()?)?;
-        let sound = r.u8()? == 0 && plain_bytes as usize <= MAX_FRAME_BYTES && stored_bytes as usize >= TAG_BYTES;
+        let stored_fits = (TAG_BYTES..=2 * MAX_FRAME_BYTES).contains(&(stored_bytes as usize));
+        let sound = r.u8()? == 0 && plain_bytes as usize <= MAX_FRAME_BYTES && stored_fits;
         end += u64::from(stored_bytes);
         if !sound || end > file_bytes {
             return None;
         }
         let bases = usize::from(r.u16()?);
+        if bases > 0 && encoding != Encoding::Segment {
+            return None;
+        }
         frames.push(IndexedFrame { stored_bytes, plain_bytes, encoding, bases: r.ids(bases)?.into() });
     }
     (file_bytes <= MAX_PACK_BYTES).then_some(IndexedPack { id, header, file_bytes, frames })
@@ -256,15 +264,15 @@ fn take_record(r: &mut Reader<'_>) -> Option<Record> {
     Some(Record { id, pack, frame, offset: place & 0x00ff_ffff, plain_bytes, kind })
 }
 
-/// The sealed lengths of the pack blocks and of the record blocks.
-fn parse_table(table: &[u8]) -> Option<(Vec<u32>, Vec<u32>)> {
+/// The sealed lengths of the pack blocks, and of the record blocks with the id that each begins with.
+fn parse_table(table: &[u8]) -> Option<(Vec<u32>, Vec<(u32, BlobId)>)> {
     let mut r = Reader(table);
     let (packs, records) = (r.u32()? as usize, r.u32()? as usize);
     if r.0.len() as u64 != packs as u64 * 4 + records as u64 * 36 {
         return None;
     }
     let packs = (0..packs).map(|_| r.u32()).collect::<Option<_>>()?;
-    let records = (0..records).map(|_| r.u32().filter(|_| r.id().is_some())).collect::<Option<_>>()?;
+    let records = (0..records).map(|_| Some((r.u32()?, BlobId(r.id()?)))).collect::<Option<_>>()?;
     Some((packs, records))
 }
 
@@ -281,10 +289,21 @@ mod tests {
             for f in 0..900u16 {
                 let mut id = [p; 32];
                 id[..2].copy_from_slice(&f.to_be_bytes());
-                let entry = Entry { id: BlobId(id), kind: BlobType::Chunk, plain_bytes: 3 };
-                let entries = vec![entry, Entry { id: BlobId([f as u8; 32]), ..entry }];
-                let bases = if f % 9 == 0 { vec![BlobId([7; 32])] } else { vec![] };
-                builder.push(Frame { encoding: Encoding::Raw, plain_bytes: 6, entries, bases, body: vec![0; 6] });
+                let kind = if p == 0 { BlobType::Tree } else { BlobType::Chunk };
+                let entry = Entry { id: BlobId(id), kind, plain_bytes: 3 };
+                let mut frame = Frame {
+                    encoding: Encoding::Raw,
+                    plain_bytes: 6,
+                    entries: vec![entry, Entry { id: BlobId([f as u8; 32]), ..entry }],
+                    bases: vec![],
+                    body: vec![0; 6],
+                };
+                if p > 0 && f % 9 == 0 {
+                    frame.encoding = Encoding::Segment;
+                    frame.entries = vec![Entry { kind: BlobType::Segment, plain_bytes: 6, ..entry }];
+                    frame.bases = vec![BlobId([7; 32])];
+                }
+                builder.push(frame);
             }
             index.add(&builder.seal(keys).unwrap().info);
         }
@@ -306,5 +325,24 @@ mod tests {
         for cut in [0, 47, 60, bytes.len() / 2, bytes.len() - 1] {
             assert!(Index::open(&keys, &bytes[..cut], "x").is_err(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn records_that_can_not_be_are_refused() {
+        let keys = Keys::derive(&Secret([1; 32]));
+        let sound = index(&keys);
+        let opens = |change: &dyn Fn(&mut Index)| {
+            let mut index = sound.clone();
+            change(&mut index);
+            Index::open(&keys, &index.seal(&keys).unwrap().1, "x").is_ok()
+        };
+        assert!(opens(&|_| {}));
+        // The first record is of a tree in a metadata pack, frame 0 of pack 1 is a segment's.
+        assert!(!opens(&|index| index.records[0].kind = BlobType::Chunk), "a chunk in a metadata pack");
+        assert!(!opens(&|index| index.records[0].plain_bytes = 7), "past the end of its frame");
+        assert!(!opens(&|index| index.packs[1].frames[0].encoding = Encoding::Zstd), "bases of a frame of chunks");
+        assert!(!opens(&|index| index.packs[1].frames[0].stored_bytes = TAG_BYTES as u32 - 1), "less than a seal");
+        let segment = sound.records.iter().position(|r| r.kind == BlobType::Segment).unwrap();
+        assert!(!opens(&|index| index.records[segment].kind = BlobType::Chunk), "a chunk where a segment is");
     }
 }

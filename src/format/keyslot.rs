@@ -141,6 +141,11 @@ impl Slot {
         self.body.kind
     }
 
+    /// Cost of hashing the password, if it is one.
+    pub fn cost(&self) -> Option<KdfCost> {
+        self.body.cost
+    }
+
     /// When it was made.
     pub fn created(&self) -> Time {
         self.body.created

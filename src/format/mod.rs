@@ -10,6 +10,7 @@ pub mod control;
 pub mod header;
 pub mod index;
 pub mod keyslot;
+pub mod mark;
 pub mod pack;
 pub mod pagemap;
 pub mod segment;
@@ -25,7 +26,7 @@ pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 pub const MAX_SLOT_BYTES: usize = 64 << 10;
 /// Most key slots that are tried.
 pub const MAX_SLOTS: usize = 32;
-/// Largest snapshot, session or record of condemned packs, in bytes.
+/// Largest snapshot, mark, session or record of condemned packs, in bytes.
 pub const MAX_CONTROL_BYTES: usize = 16 << 20;
 /// Largest pack file, in bytes.
 pub const MAX_PACK_BYTES: u64 = 256 << 20;

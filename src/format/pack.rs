@@ -242,7 +242,7 @@ fn put_directory(out: &mut Vec<u8>, frames: &[FrameInfo]) {
 }
 
 /// Appends a frame's description: 16 bytes, 40 for each blob, 32 for each base.
-pub(super) fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
+fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
     out.extend_from_slice(&frame.stored_bytes.to_le_bytes());
     out.extend_from_slice(&frame.plain_bytes.to_le_bytes());
     out.extend_from_slice(&[frame.encoding as u8, 0]);
@@ -258,8 +258,13 @@ pub(super) fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
     }
 }
 
-/// Reads what [`put_frame`] wrote; `None` for anything out of bounds.
-pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
+/// Whether blobs of a type lie in packs of a kind: data and metadata never share a pack.
+pub(super) fn belongs(kind: Kind, blob: BlobType) -> bool {
+    matches!(blob, BlobType::Chunk | BlobType::Segment) == (kind == Kind::DataPack)
+}
+
+/// Reads what [`put_frame`] wrote for a pack of this kind; `None` for anything out of bounds.
+fn take_frame(r: &mut Reader<'_>, pack: Kind) -> Option<FrameInfo> {
     let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
     let encoding = Encoding::from_u8(r.u8()?)?;
     let stored_fits = (TAG_BYTES..=2 * MAX_FRAME_BYTES).contains(&(stored_bytes as usize));
@@ -269,7 +274,7 @@ pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
     let (bases, entries) = (usize::from(r.u16()?), r.u32()? as usize);
     let mut take_entry = || {
         let id = BlobId(r.id()?);
-        let kind = BlobType::from_u8(r.u8()?)?;
+        let kind = BlobType::from_u8(r.u8()?).filter(|kind| belongs(pack, *kind))?;
         if r.take(3)? != [0; 3] {
             return None;
         }
@@ -285,9 +290,12 @@ pub(super) fn take_frame(r: &mut Reader<'_>) -> Option<FrameInfo> {
         // An index has 24 bits for where a blob begins: nothing may follow 16 MiB, not even an empty blob.
         Encoding::Raw | Encoding::Zstd => {
             let is_last_placed = plain_bytes < MAX_FRAME_BYTES as u32 || list.last().is_some_and(|e| e.plain_bytes > 0);
-            sum == u64::from(plain_bytes) && is_last_placed
+            let none_is_segment = list.iter().all(|e| e.kind != BlobType::Segment);
+            sum == u64::from(plain_bytes) && is_last_placed && none_is_segment && bases == 0
         }
-        Encoding::Segment => list.len() == 1 && list.iter().all(|e| e.kind == BlobType::Segment),
+        Encoding::Segment => {
+            matches!(&list[..], [one] if one.kind == BlobType::Segment && one.plain_bytes == plain_bytes)
+        }
     };
     if !fits || list.is_empty() {
         return None;
@@ -326,7 +334,7 @@ pub fn open_directory(keys: &Keys, id: PackId, kind: Kind, file_bytes: u64, star
         let count = r.u32()?;
         let mut frames = Vec::new();
         for _ in 0..count {
-            frames.push(take_frame(&mut r)?);
+            frames.push(take_frame(&mut r, kind)?);
         }
         let body: u64 = frames.iter().map(|f| u64::from(f.stored_bytes)).sum();
         let fits = end as u64 + body <= file_bytes && file_bytes <= MAX_PACK_BYTES && r.only_zeros_left();
@@ -368,11 +376,7 @@ mod tests {
 
     #[test]
     fn frames_that_no_index_could_hold_are_refused() {
-        let read = |info: &FrameInfo| {
-            let mut bytes = vec![];
-            put_frame(&mut bytes, info);
-            take_frame(&mut Reader(&bytes))
-        };
+        let read = |info: &FrameInfo| reread(info, Kind::DataPack);
         let sound = frame(300).info();
         assert_eq!(read(&sound), Some(sound.clone()));
         assert_eq!(read(&FrameInfo { stored_bytes: TAG_BYTES as u32 - 1, ..sound.clone() }), None);
@@ -381,6 +385,34 @@ mod tests {
         let whole = FrameInfo { plain_bytes: full, entries: vec![entry(full)], ..sound.clone() };
         assert!(read(&whole).is_some());
         assert_eq!(read(&FrameInfo { entries: vec![entry(full), entry(0)], ..whole }), None);
+    }
+
+    fn reread(info: &FrameInfo, pack: Kind) -> Option<FrameInfo> {
+        let mut bytes = vec![];
+        put_frame(&mut bytes, info);
+        take_frame(&mut Reader(&bytes), pack)
+    }
+
+    #[test]
+    fn frames_that_hold_what_they_must_not_are_refused() {
+        let sound = frame(300).info();
+        let of = |kind| FrameInfo { entries: vec![Entry { kind, ..sound.entries[0] }], ..sound.clone() };
+        let segment = FrameInfo { encoding: Encoding::Segment, ..of(BlobType::Segment) };
+        for (info, data, metadata) in [
+            (of(BlobType::Chunk), true, false),
+            (of(BlobType::Tree), false, true),
+            (of(BlobType::List), false, true),
+            (of(BlobType::Map), false, true),
+            (segment.clone(), true, false),
+            (of(BlobType::Segment), false, false),
+            (FrameInfo { encoding: Encoding::Segment, ..sound.clone() }, false, false),
+            (FrameInfo { bases: vec![BlobId([3; 32])], ..sound.clone() }, false, false),
+            (FrameInfo { bases: vec![BlobId([3; 32])], ..segment.clone() }, true, false),
+            (FrameInfo { plain_bytes: 299, ..segment }, false, false),
+        ] {
+            assert_eq!(reread(&info, Kind::DataPack).is_some(), data, "{info:?} in a data pack");
+            assert_eq!(reread(&info, Kind::MetadataPack).is_some(), metadata, "{info:?} in a metadata pack");
+        }
     }
 
     #[test]

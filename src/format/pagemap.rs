@@ -11,6 +11,8 @@
 //! segments: u16 each | slots: u8 each, minus the slot expected next | hashes: 16 bytes each
 //! ```
 
+use std::cmp::Ordering;
+
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
@@ -198,6 +200,11 @@ impl StoredLeaf {
         Self { parent, depth, chain_bytes, pages: pages as u32, segments, columns: columns.into() }
     }
 
+    /// Whether this leaf may patch `older`: it lies one patch above it.
+    pub fn fits_on(&self, older: &Self) -> bool {
+        older.depth.checked_add(1) == Some(self.depth)
+    }
+
     /// Reads a leaf and its entries.
     ///
     /// # Errors
@@ -237,8 +244,11 @@ impl StoredLeaf {
         let mut out = Vec::with_capacity(n);
         for (i, page) in numbers.into_iter().enumerate() {
             let number = usize::from(u16::from_le_bytes([which[i * 2], which[i * 2 + 1]]));
-            if number == seen {
-                (seen, next_slot) = (seen + 1, 0);
+            // Segments are listed in the order of their first mention.
+            match number.cmp(&seen) {
+                Ordering::Less => {}
+                Ordering::Equal => (seen, next_slot) = (seen + 1, 0),
+                Ordering::Greater => return None,
             }
             let slot = slots[i].wrapping_add(next_slot);
             next_slot = slot.wrapping_add(1);
@@ -283,7 +293,20 @@ mod tests {
             let bad = StoredLeaf { columns: leaf.columns[..cut].to_vec().into(), ..leaf.clone() };
             assert!(cut == 0 || StoredLeaf::decode(&cbor::encode(&bad)).is_err(), "cut at {cut}");
         }
-        let bad = StoredLeaf { pages: 8, ..leaf };
+        let bad = StoredLeaf { pages: 8, ..leaf.clone() };
         assert!(StoredLeaf::decode(&cbor::encode(&bad)).is_err(), "a page past the end");
+        let padded = [&[0x88, 0x00][..], &leaf.columns[1..]].concat();
+        let bad = StoredLeaf { columns: padded.into(), ..leaf };
+        assert!(StoredLeaf::decode(&cbor::encode(&bad)).is_err(), "a number that is longer than it must be");
+    }
+
+    #[test]
+    fn segments_are_listed_as_they_are_mentioned() {
+        let leaf = StoredLeaf::full(&[page_ref(4, 0, 0), page_ref(5, 0, 1)]);
+        let mut columns = leaf.columns.to_vec();
+        columns[..4].copy_from_slice(&[1, 0, 0, 0]);
+        let segments = join_ids(&[BlobId([5; 32]), BlobId([4; 32])]);
+        let bad = StoredLeaf { columns: columns.into(), segments, ..leaf };
+        assert!(StoredLeaf::decode(&cbor::encode(&bad)).is_err());
     }
 }

@@ -140,6 +140,9 @@ impl<'a> Encoded<'a> {
             return None;
         }
         let bits = r.take(slots.div_ceil(8))?;
+        if slots % 8 > 0 && bits.last()? >> (slots % 8) != 0 {
+            return None;
+        }
         let mut absent = Vec::with_capacity(slots);
         for i in 0..slots {
             let present = bits[i / 8] >> (i % 8) & 1 == 1;
@@ -149,6 +152,9 @@ impl<'a> Encoded<'a> {
         if method == 2 {
             for _ in absent.iter().filter(|a| a.is_none()) {
                 let (base, slot) = (r.u16()?, r.u16()?);
+                if base == NO_BASE && slot != NO_BASE {
+                    return None;
+                }
                 bases.push((base != NO_BASE).then_some((base, slot)));
             }
         }
@@ -293,8 +299,14 @@ mod tests {
         for cut in 0..9 {
             assert!(Encoded::parse(&full[..cut]).is_err());
         }
-        let mut bad = full;
-        bad[0] = 1;
-        assert!(Encoded::parse(&bad).is_err(), "a page size that is no power of two");
+        for (at, value, why) in [(0, 1, "a page size that is no power of two"), (8, 0b1111, "a bit beyond the slots")] {
+            let mut bad = full.clone();
+            bad[at] = value;
+            assert!(Encoded::parse(&bad).is_err(), "{why}");
+        }
+        let mut delta = encode_delta(512, &pages(1, 1), &[None], &[], 3).unwrap();
+        assert!(Encoded::parse(&delta).is_ok());
+        delta[11] = 0;
+        assert!(Encoded::parse(&delta).is_err(), "half a base");
     }
 }

@@ -8,7 +8,7 @@ use super::control;
 use super::header::Kind;
 use crate::crypto::Keys;
 use crate::error::Result;
-use crate::id::{BlobId, SnapshotId};
+use crate::id::{BlobId, SlotId, SnapshotId};
 
 /// What a snapshot holds and what it cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -82,7 +82,7 @@ pub struct Snapshot {
     /// The paths given.
     #[n(5)]
     pub paths: Vec<ByteVec>,
-    /// Tags.
+    /// Tags that it was made with. Marks may change them.
     #[n(6)]
     pub tags: Vec<String>,
     /// The root directory.
@@ -103,6 +103,12 @@ pub struct Snapshot {
     /// When it was really begun, where `time` may have been given by the user.
     #[n(12)]
     pub started: Time,
+    /// The key slot that the repository was opened with.
+    #[n(13)]
+    pub slot: Option<SlotId>,
+    /// Whether it was pinned when it was made: no rule drops it. Marks may change that.
+    #[n(14)]
+    pub pinned: bool,
 }
 
 impl Snapshot {

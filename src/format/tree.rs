@@ -291,7 +291,7 @@ impl Node {
             NodeKind::CharDevice | NodeKind::BlockDevice => self.rdev.is_some(),
             NodeKind::Fifo | NodeKind::Socket => true,
         };
-        named && whole_ids && fits && self.mode <= 0o7777 && self.mtime.nanos < 1_000_000_000 && self.extents_fit()
+        named && whole_ids && fits && self.mode <= 0o7777 && self.extents_fit()
     }
 
     /// Extents must rise, not touch the end twice, and stay within the file.

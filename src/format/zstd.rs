@@ -5,7 +5,9 @@
 
 use std::cell::RefCell;
 
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, get_error_name};
+use zstd::zstd_safe::{
+    CCtx, CParameter, DCtx, DParameter, find_frame_compressed_size, get_error_name, get_frame_content_size,
+};
 
 /// zstd level used unless the user chooses another.
 pub const DEFAULT_LEVEL: i32 = 3;
@@ -19,6 +21,8 @@ const WINDOW_LOG_MAX: u32 = 24;
 /// Below this many bytes nothing is taken for random: compressing it to see is cheap.
 const SAMPLE_FROM_BYTES: usize = 64 << 10;
 const SAMPLE_BYTES: usize = 4 << 10;
+/// What a frame that is not to be skipped begins with.
+const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 thread_local! {
     static ENCODER: RefCell<CCtx<'static>> = RefCell::new(CCtx::create());
@@ -83,11 +87,17 @@ pub fn looks_random(plain: &[u8]) -> bool {
     })
 }
 
-/// Decompresses to exactly `plain_bytes` bytes, with `prefix` if it was compressed against one.
+/// Decompresses exactly one frame to exactly `plain_bytes` bytes, with `prefix` if it was compressed against one.
 ///
 /// # Errors
 /// A sentence that says what is wrong.
 pub fn decompress(stored: &[u8], plain_bytes: usize, prefix: Option<&[u8]>) -> Result<Vec<u8>, String> {
+    if !stored.starts_with(&MAGIC) || find_frame_compressed_size(stored).ok() != Some(stored.len()) {
+        return Err("it is not exactly one zstd frame".into());
+    }
+    if get_frame_content_size(stored).ok().flatten() != Some(plain_bytes as u64) {
+        return Err(format!("it does not state that it has {plain_bytes} bytes"));
+    }
     let mut out = Vec::with_capacity(plain_bytes);
     let run = |dctx: &mut DCtx<'_>, out: &mut Vec<u8>| {
         dctx.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(get_error_name)?;
@@ -122,6 +132,13 @@ mod tests {
         assert_eq!(decompress(&packed, text.len(), None).unwrap(), text);
         assert!(decompress(&packed, text.len() - 1, None).is_err());
         assert!(decompress(&packed, text.len() + 1, None).is_err());
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        let empty = encode(b"", 3, None).unwrap();
+        assert_eq!(decompress(&empty, 0, None).unwrap(), b"");
+        for bad in [[&packed[..], &[0]].concat(), [&packed[..], &empty].concat(), [&skippable[..], &packed].concat()] {
+            assert!(decompress(&bad, text.len(), None).is_err(), "more than one frame");
+        }
+        assert!(decompress(&skippable, 0, None).is_err() && decompress(b"", 0, None).is_err());
         let mut new = old.clone();
         new[1000] ^= 1;
         let delta = compress_delta(&new, &old, 3).unwrap();

@@ -19,9 +19,11 @@ const MIN_PREFIX: usize = 2;
 /// Forgets snapshots, and returns those that were there.
 ///
 /// # Errors
+/// [`Error::Refused`], before anything is forgotten, if one of them is pinned, or may be by a mark that can't be read;
 /// [`Error::Unknown`] for a snapshot that isn't there; those named before it are forgotten. Storage errors.
 pub fn forget(repo: &Arc<Repository>, ids: &[SnapshotId], reporter: &Reporter) -> Result<Vec<SnapshotId>> {
     let session = SessionGuard::start(repo, SessionKind::Write)?;
+    refuse_pinned(repo, ids)?;
     let mut done = Vec::new();
     for id in ids {
         reporter.check_interrupt()?;
@@ -33,6 +35,25 @@ pub fn forget(repo: &Arc<Repository>, ids: &[SnapshotId], reporter: &Reporter) -
     }
     session.end()?;
     Ok(done)
+}
+
+fn refuse_pinned(repo: &Repository, ids: &[SnapshotId]) -> Result<()> {
+    let marks = repo.read_marks()?;
+    if let Some(lost) = marks.lost.first() {
+        return Err(Error::refused(
+            format!("nothing is forgotten: {}, and it may pin a snapshot", lost.error),
+            "run `snapshot check`, which says what to do",
+        ));
+    }
+    // A snapshot that can't be read is refused when it is chosen; one that is gone, when it is forgotten.
+    let (snapshots, _) = repo.read_snapshots_with(&marks)?;
+    match snapshots.iter().find(|named| named.is_pinned() && ids.contains(&named.id)) {
+        Some(pinned) => Err(Error::refused(
+            format!("snapshot {} is pinned; nothing was forgotten", pinned.id.short()),
+            format!("`snapshot tag {} --unpin` lets it go", pinned.id.short()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Takes back forgotten snapshots, named by the first digits of their ids, if all their data is still there: all of
@@ -115,6 +136,8 @@ fn gone(named: &Named, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Backend;
+    use crate::repo::MarkNote;
     use crate::repo::testing::{World, noise};
 
     #[test]
@@ -138,6 +161,25 @@ mod tests {
         assert_eq!(undo(&[prefix(&ids[1])]).unwrap(), [ids[1]]);
         assert_eq!(world.read_all(), [1, 2, 3]);
         assert!(world.paths(layout::TOMBS).is_empty() && world.paths(layout::SESSIONS).is_empty());
+    }
+
+    #[test]
+    fn pinned_snapshots_are_not_forgotten() {
+        let world = World::new();
+        let reporter = Reporter::silent();
+        let ids: Vec<_> = (1..=2).map(|n| world.snapshot("/s", n, &[noise(n, 100)], |_| None)).collect();
+        let mut second = world.repo.read_snapshots().unwrap().0.remove(1);
+        let pin = |pin| MarkNote { pin: Some(pin), ..MarkNote::default() };
+        world.repo.put_mark(&mut second, &pin(true)).unwrap();
+        assert!(matches!(forget(&world.repo, &ids, &reporter), Err(Error::Refused { .. })));
+        assert_eq!(world.read_all(), [1, 2], "all or none");
+        world.repo.put_mark(&mut second, &pin(false)).unwrap();
+        let mark = world.paths(layout::MARKS).remove(0);
+        let sound = world.memory.get(&mark, u64::MAX).unwrap();
+        world.damage(&mark);
+        assert!(matches!(forget(&world.repo, &ids[..1], &reporter), Err(Error::Refused { .. })));
+        world.memory.put(&mark, sound).unwrap();
+        assert_eq!(forget(&world.repo, &ids, &reporter).unwrap(), ids);
     }
 
     #[test]

@@ -13,4 +13,5 @@ pub mod repair;
 pub mod restore;
 #[cfg(test)]
 mod sample;
+pub mod tag;
 pub mod unlock;

@@ -8,6 +8,8 @@
 //! contradict each other, the largest set that is in order is believed, of equal ones the earlier generations. The
 //! others are kept, since it can't be known what they are, and fill no slot, so that they push nothing out; `forget`
 //! drops them.
+//!
+//! A pinned snapshot is kept whatever the rules say; it fills slots like any other.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::format::cbor::Time;
 use crate::repo::Named;
 
+/// Why a pinned snapshot is kept.
+pub const PINNED: &str = "pinned";
 /// How far ahead of this machine's clock a snapshot's time may be, in seconds.
 const CLOCK_TOLERANCE_SECS: i64 = 3600;
 
@@ -99,9 +103,6 @@ pub fn apply(policy: &Policy, snapshots: Vec<Named>, now: Time) -> Result<Vec<Ve
 fn judge(policy: &Policy, group: &mut [Verdict], now: Time) -> bool {
     flag_incredible(group, now);
     let mut credible: Vec<&mut Verdict> = group.iter_mut().filter(|v| v.keep.is_empty()).collect();
-    if credible.is_empty() {
-        return true;
-    }
     credible.sort_by_key(|v| std::cmp::Reverse((v.named.snapshot.time, v.named.snapshot.generation, v.named.id)));
     for (n, verdict) in (1..=policy.last.unwrap_or(0)).zip(&mut credible) {
         verdict.keep.push(if n == 1 { "last".into() } else { format!("last but {}", n - 1) });
@@ -115,15 +116,20 @@ fn judge(policy: &Policy, group: &mut [Verdict], now: Time) -> bool {
     ] {
         keep_newest_of_each(&mut credible, count.unwrap_or(0), name, format);
     }
-    let newest = credible[0].named.snapshot.time.secs;
+    let newest = credible.first().map_or(i64::MAX, |v| v.named.snapshot.time.secs);
     for verdict in &mut credible {
         let snapshot = &verdict.named.snapshot;
         let within = policy.within.is_some_and(|secs| newest.saturating_sub(snapshot.time.secs) <= secs);
         let mut reasons: Vec<_> = within.then(|| "within the span given".to_owned()).into_iter().collect();
-        reasons.extend(policy.tags.iter().filter(|t| snapshot.tags.contains(t)).map(|t| format!("tag {t}")));
+        reasons.extend(policy.tags.iter().filter(|t| verdict.named.tags().contains(t)).map(|t| format!("tag {t}")));
         verdict.keep.append(&mut reasons);
     }
-    credible.iter().any(|v| !v.keep.is_empty())
+    // What is kept by its pin alone does not make up for all others going.
+    let is_sane = credible.iter().any(|v| !v.keep.is_empty()) || credible.iter().all(|v| v.named.is_pinned());
+    for verdict in group.iter_mut().filter(|v| v.named.is_pinned()) {
+        verdict.keep.push(PINNED.into());
+    }
+    is_sane
 }
 
 /// Keeps the newest snapshot of each of the newest `count` periods; the snapshots are sorted newest first.
@@ -215,8 +221,15 @@ mod tests {
             program: String::new(),
             users: vec![],
             groups: vec![],
+            slot: None,
+            pinned: false,
         };
-        Named { id: SnapshotId(id), snapshot }
+        Named::new(SnapshotId(id), snapshot)
+    }
+
+    fn pinned(generation: u64, secs: i64) -> Named {
+        let Named { id, snapshot, .. } = named(generation, secs, &[]);
+        Named::new(id, Snapshot { pinned: true, ..snapshot })
     }
 
     fn kept(policy: &Policy, snapshots: Vec<Named>) -> Vec<(u64, String)> {
@@ -266,6 +279,19 @@ mod tests {
         let all = "last, hourly 2026-11-20 11:00, daily 2026-11-20, weekly 2026-W47, monthly 2026-11, yearly 2026, \
                    within the span given, tag keep";
         assert_eq!(reasons[1], (2, all.into()));
+    }
+
+    #[test]
+    fn pinned_ones_stay_and_fill_slots() {
+        let policy = Policy { last: Some(2), ..Policy::default() };
+        let mut snapshots: Vec<_> = (1..=6).map(|n| named(n, n.cast_signed(), &[])).collect();
+        snapshots[1] = pinned(2, 2);
+        snapshots[5] = pinned(6, 6);
+        snapshots.push(pinned(7, NOON + 9999));
+        let why = |n: u64, why: &str| (n, why.to_owned());
+        let future = "its time lies in the future, pinned";
+        let expected = [why(2, "pinned"), why(5, "last but 1"), why(6, "last, pinned"), why(7, future)];
+        assert_eq!(kept(&policy, snapshots), expected);
     }
 
     #[test]
@@ -325,6 +351,8 @@ mod tests {
         let tagged = Policy { tags: vec!["gold".into()], ..Policy::default() };
         let mut other = named(1, 0, &[]);
         other.snapshot.source = "/other".into();
+        assert!(refused(&tagged, vec![pinned(1, 0), named(2, 5, &[])]).contains("/s"));
+        assert!(apply(&tagged, vec![pinned(1, 0), pinned(2, 5)], now).is_ok(), "nothing would go");
         assert!(refused(&tagged, vec![named(1, 0, &["gold"]), other]).contains("/other on h"));
         // A forged snapshot that stays does not make up for all others going.
         assert!(refused(&tagged, vec![named(1, 0, &[]), named(2, NOON + 9999, &[])]).contains("/s"));

@@ -160,9 +160,11 @@ impl Sample {
             program: "test".into(),
             users: vec![],
             groups: vec![],
+            slot: None,
+            pinned: false,
         };
         let id = self.repo.put_snapshot(&snapshot).unwrap();
-        Selected { named: Named { id, snapshot }, sub_path: vec![] }
+        Selected { named: Named::new(id, snapshot), sub_path: vec![] }
     }
 
     /// Flips a byte in the frame that a blob lies in: in its first place, or the n-th.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use super::Repository;
+use super::marks::{Marked, Marks};
 use crate::backend::{Listed, layout};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -17,13 +18,15 @@ use crate::id::{GcId, PackId, SnapshotId};
 use crate::index::Place;
 use crate::report::{Problem, Reporter, Severity};
 
-/// A snapshot with its name.
+/// A snapshot with its name, and what was said of it later.
 #[derive(Debug, Clone)]
 pub struct Named {
     /// Its id.
     pub id: SnapshotId,
-    /// Its contents.
+    /// Its contents as stored. Its tags and pin are those that it was made with: see [`Named::tags`].
     pub snapshot: Snapshot,
+    /// What holds now, by its marks.
+    pub(super) marked: Marked,
 }
 
 /// An object that could not be read, and why.
@@ -53,9 +56,10 @@ impl Repository {
         if path.rsplit('/').next() != Some(&hash.to_string()) {
             return Err(Error::corrupt(path, "its contents do not have the hash that is its name"));
         }
-        Ok(Named { id: hash, snapshot: Snapshot::open(&self.keys, &bytes, path)? })
+        Ok(Named::new(hash, Snapshot::open(&self.keys, &bytes, path)?))
     }
 
+    /// Snapshots as they were made, without their marks.
     fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
         let listed = self.backend.list(folder)?;
         let read: Vec<_> = listed.par_iter().map(|l| self.read_snapshot_at(&l.path)).collect();
@@ -80,15 +84,28 @@ impl Repository {
         Ok(self.backend.list(layout::SNAPSHOTS)?.into_iter().map(|l| l.path).collect())
     }
 
-    /// All snapshots, oldest first, and those that can't be read.
+    /// All snapshots, oldest first, and those that can't be read. What marks that can't be read say of them is left
+    /// out: see [`Repository::read_marks`].
     ///
     /// # Errors
     /// When the store can't be listed.
     pub fn read_snapshots(&self) -> Result<(Vec<Named>, Vec<Lost>)> {
-        self.read_snapshots_in(layout::SNAPSHOTS)
+        // Whoever marks a snapshot has seen it: marks that were listed before the snapshots are all of known ones.
+        let marks = self.read_marks()?;
+        self.read_snapshots_with(&marks)
     }
 
-    /// All forgotten snapshots that can still be taken back, and those that can't be read.
+    /// The same, with marks that were read before.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn read_snapshots_with(&self, marks: &Marks) -> Result<(Vec<Named>, Vec<Lost>)> {
+        let (mut found, lost) = self.read_snapshots_in(layout::SNAPSHOTS)?;
+        found.iter_mut().for_each(|named| marks.apply(named));
+        Ok((found, lost))
+    }
+
+    /// All forgotten snapshots that can still be taken back, as they were made, and those that can't be read.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -96,12 +113,14 @@ impl Repository {
         self.read_snapshots_in(layout::TOMBS)
     }
 
-    /// All readable snapshots, oldest first; the others are reported as damage.
+    /// All readable snapshots, oldest first; others are reported as damage, and so are marks that can't be read.
     ///
     /// # Errors
     /// When the store can't be listed.
     pub fn snapshots(&self, reporter: &Reporter) -> Result<Vec<Named>> {
-        let (found, lost) = self.read_snapshots()?;
+        let marks = self.read_marks()?;
+        marks.report_lost(reporter, "what it says of a snapshot's tags or pin is not shown");
+        let (found, lost) = self.read_snapshots_with(&marks)?;
         for Lost { path, error } in lost {
             reporter.problem(Problem {
                 severity: Severity::Damage,

@@ -4,6 +4,7 @@
 
 mod control;
 mod copy;
+mod marks;
 mod materialise;
 mod open;
 mod pages;
@@ -28,6 +29,7 @@ use crate::index::BlobIndex;
 
 pub use control::{Condemnation, Lost, Named};
 pub use copy::copy;
+pub use marks::{MarkNote, Marks};
 pub use open::LoadedIndex;
 pub use pages::Leaf;
 pub use proven::Proven;
@@ -45,6 +47,7 @@ pub struct Repository {
     config: Config,
     master: Secret,
     keys: Keys,
+    opened: unlock::Opened,
     index: RwLock<BlobIndex>,
     frames: read::FrameCache,
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 use rayon::prelude::*;
 
 use super::read::FrameCache;
+use super::unlock::Opened;
 use super::{Condemnation, Repository, unlock};
 use crate::backend::{Backend, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
@@ -48,15 +49,15 @@ impl Repository {
         // or beaten init left behind wraps another master key and opens nothing.
         let slot = unlock::put_slot(&*backend, &master, unlock, cost, label)?;
         if !backend.put_new(layout::CONFIG, bytes.clone())? {
-            backend.delete(&[format!("{}{slot}", layout::KEYS)])?;
+            backend.delete(&[format!("{}{}", layout::KEYS, slot.id)])?;
             return Err(Error::Exists { at, what: "a repository" });
         }
         backend.put(layout::CONFIG_COPY, bytes)?;
-        Ok(Self::assemble(backend, config, master, keys))
+        Ok(Self::assemble(backend, config, (master, slot), keys))
     }
 
-    fn assemble(backend: Arc<dyn Backend>, config: Config, master: Secret, keys: Keys) -> Self {
-        Self { backend, config, master, keys, index: RwLock::default(), frames: FrameCache::default() }
+    fn assemble(backend: Arc<dyn Backend>, config: Config, (master, opened): (Secret, Opened), keys: Keys) -> Self {
+        Self { backend, config, master, keys, opened, index: RwLock::default(), frames: FrameCache::default() }
     }
 
     /// Whether there is a repository.
@@ -96,8 +97,8 @@ impl Repository {
             let keys = Keys::derive(master);
             configs.iter().any(|bytes| Config::is_authentic(&keys, bytes))
         };
-        let master = unlock::find_master(&*backend, unlock, secret, &right)?;
-        let keys = Keys::derive(&master);
+        let opened = unlock::find_master(&*backend, unlock, secret, &right)?;
+        let keys = Keys::derive(&opened.0);
         let authentic = |read: Result<(Config, Vec<u8>)>, what| {
             read.and_then(|(config, bytes)| {
                 let ok = Config::is_authentic(&keys, &bytes);
@@ -121,7 +122,7 @@ impl Repository {
                 config
             }
         };
-        Ok(Self::assemble(backend, config, master, keys))
+        Ok(Self::assemble(backend, config, opened, keys))
     }
 
     /// Writes the config and its copy anew where they differ from what was opened.

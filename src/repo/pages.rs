@@ -9,6 +9,8 @@ use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pagemap::{PageRef, StoredLeaf};
 use crate::id::BlobId;
 
+const WRONG_DEPTH: &str = "its depth is not that of a leaf which is patched here";
+
 /// A leaf of a page map, patches applied.
 #[derive(Clone)]
 pub struct Leaf {
@@ -33,6 +35,9 @@ impl Repository {
             }
             let bytes = self.read_blob(&id, BlobType::Map)?;
             let (stored, changes) = StoredLeaf::decode(&bytes).map_err(|why| bad(&id, &why))?;
+            if chain.last().is_some_and(|(above, _): &(StoredLeaf, _)| !above.fits_on(&stored)) {
+                return Err(bad(&id, WRONG_DEPTH));
+            }
             next = stored.parent;
             chain.push((stored, changes));
         }
@@ -92,6 +97,7 @@ impl Repository {
 /// What one version of a place in a page map changes, in few bytes: segments are numbers.
 struct Patch {
     parent: Option<BlobId>,
+    depth: u32,
     pages: usize,
     changes: Vec<(u16, u32)>,
 }
@@ -129,7 +135,7 @@ pub(super) fn read_family(repo: &Repository, wanted: &[BlobId]) -> Result<Family
                 .zip(changes.iter().map(|(_, at)| at.segment).map(number))
                 .collect();
             next = leaf.parent;
-            stored.insert(id, Patch { parent: leaf.parent, pages: leaf.pages as usize, changes });
+            stored.insert(id, Patch { parent: leaf.parent, depth: leaf.depth, pages: leaf.pages as usize, changes });
         }
     }
     let mut used = vec![false; segments.len()];
@@ -148,6 +154,9 @@ fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [bool])
     while let Some(patch) = next.and_then(|id| stored.get(&id)) {
         if chain.len() > MAX_PATCH_DEPTH {
             return Err(bad_leaf(leaf, "it patches a longer chain than allowed"));
+        }
+        if chain.last().is_some_and(|above: &&Patch| above.depth != patch.depth.saturating_add(1)) {
+            return Err(bad_leaf(leaf, WRONG_DEPTH));
         }
         chain.push(patch);
         next = patch.parent;

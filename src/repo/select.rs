@@ -29,13 +29,19 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether no condition is given.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty() && self.sources.is_empty() && self.tags.is_empty() && self.paths.is_empty()
+    }
+
     /// The snapshots that are meant, in the same order: oldest first in, oldest first out.
     pub fn apply(&self, snapshots: Vec<Named>) -> Vec<Named> {
         let mut chosen = snapshots;
-        chosen.retain(|Named { snapshot, .. }| {
+        chosen.retain(|named| {
+            let snapshot = &named.snapshot;
             (self.hosts.is_empty() || self.hosts.contains(&snapshot.host))
                 && (self.sources.is_empty() || self.sources.contains(&snapshot.source))
-                && (self.tags.is_empty() || snapshot.tags.iter().any(|tag| self.tags.contains(tag)))
+                && (self.tags.is_empty() || named.tags().iter().any(|tag| self.tags.contains(tag)))
                 && (self.paths.is_empty() || snapshot.paths.iter().any(|p| self.paths.iter().any(|w| w[..] == p[..])))
         });
         let Some(latest) = self.latest else { return chosen };
@@ -119,7 +125,11 @@ impl Repository {
     }
 
     fn select_latest(&self, name: &str, back: usize, filter: &Filter, reporter: &Reporter) -> Result<Named> {
-        let (found, lost) = self.read_snapshots()?;
+        let marks = self.read_marks()?;
+        if !filter.tags.is_empty() {
+            marks.report_lost(reporter, &format!("it may change which snapshot \"{name}\" with that tag stands for"));
+        }
+        let (found, lost) = self.read_snapshots_with(&marks)?;
         for lost in lost {
             reporter.problem(Problem {
                 severity: Severity::Note,
@@ -143,7 +153,11 @@ impl Repository {
         listed.retain(|l| l.name().starts_with(&digits));
         match &listed[..] {
             [] => Err(unknown()),
-            [one] => self.read_snapshot_at(&one.path),
+            [one] => {
+                let mut named = self.read_snapshot_at(&one.path)?;
+                self.read_marks()?.apply(&mut named);
+                Ok(named)
+            }
             several => Err(Error::refused(
                 format!("\"{prefix}\" fits {} snapshots", several.len()),
                 "give more digits: `snapshot list` shows the ids",

@@ -116,6 +116,8 @@ impl World {
             program: "test".into(),
             users: vec![],
             groups: vec![],
+            slot: None,
+            pinned: false,
         };
         self.repo.put_snapshot(&snapshot).unwrap()
     }

@@ -1,5 +1,6 @@
 //! Key slots in the repository, key files and recovery codes.
 
+use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::cbor::Time;
 use crate::format::keyslot::{Slot, SlotKind, Unlock};
 use crate::format::{MAX_SLOT_BYTES, MAX_SLOTS};
-use crate::id::{hex, unhex};
+use crate::id::{SlotId, hex, unhex};
 
 const KEY_FILE_HEAD: &str = "snapshot-key-1 ";
 /// Crockford's alphabet: no I, L, O, U to be misread.
@@ -32,31 +33,48 @@ pub struct KeySlot {
     pub created: Time,
     /// The user's name for it.
     pub label: String,
+    /// Cost of hashing the password, if it is one.
+    pub cost: Option<KdfCost>,
     /// Whether this session was opened with it.
     pub current: bool,
+    /// When the newest of what is still in the repository, snapshot or mark, was made with it. Reading leaves no trace.
+    pub last_wrote: Option<Time>,
 }
 
-/// Stores a slot and returns its name.
+/// The slot that opened the repository.
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    /// Its id, whatever its name.
+    pub(super) id: SlotId,
+    /// Its path in the repository.
+    path: String,
+}
+
+/// Stores a slot.
 pub(super) fn put_slot(
     backend: &dyn Backend,
     master: &Secret,
     unlock: &Unlock,
     cost: KdfCost,
     label: &str,
-) -> Result<String> {
+) -> Result<Opened> {
     let bytes = Slot::make(master, unlock, cost, label, clock::now())?.to_bytes();
-    let id = hex(blake3::hash(&bytes).as_bytes());
-    backend.put(&format!("{}{id}", layout::KEYS), bytes)?;
-    Ok(id)
+    let id = SlotId(*blake3::hash(&bytes).as_bytes());
+    let path = format!("{}{id}", layout::KEYS);
+    backend.put(&path, bytes)?;
+    Ok(Opened { id, path })
 }
 
-fn slots(backend: &dyn Backend) -> Result<Vec<(String, Result<Slot>)>> {
+/// Reads a slot with its id.
+fn read_slot(backend: &dyn Backend, path: &str) -> Result<(SlotId, Slot)> {
+    let bytes = backend.get(path, MAX_SLOT_BYTES as u64)?;
+    Ok((SlotId(*blake3::hash(&bytes).as_bytes()), Slot::parse(&bytes, path)?))
+}
+
+/// All slots that are tried, by path.
+fn slots(backend: &dyn Backend) -> Result<Vec<(String, Result<(SlotId, Slot)>)>> {
     let listed = backend.list(layout::KEYS)?;
-    let read = |path: &str| {
-        let bytes = backend.get(path, MAX_SLOT_BYTES as u64)?;
-        Slot::parse(&bytes, path)
-    };
-    Ok(listed.iter().take(MAX_SLOTS).map(|l| (l.name().to_owned(), read(&l.path))).collect())
+    Ok(listed.into_iter().take(MAX_SLOTS).map(|l| (l.path.clone(), read_slot(backend, &l.path))).collect())
 }
 
 /// Tries the secret on every slot, until one gives a master key that is `right`: an init that was cut off leaves a slot
@@ -66,14 +84,14 @@ pub(super) fn find_master(
     unlock: &Unlock,
     what: &str,
     right: &dyn Fn(&Secret) -> bool,
-) -> Result<Secret> {
+) -> Result<(Secret, Opened)> {
     let slots = slots(backend)?;
     let count = slots.len();
     let (mut broken, mut other) = (None, None);
-    for (_, slot) in slots {
-        match slot.and_then(|slot| slot.open(unlock)) {
-            Ok(Some(master)) if right(&master) => return Ok(master),
-            Ok(Some(master)) => other = Some(master),
+    for (path, slot) in slots {
+        match slot.and_then(|(id, slot)| Ok(slot.open(unlock)?.map(|master| (master, Opened { id, path })))) {
+            Ok(Some(opened)) if right(&opened.0) => return Ok(opened),
+            Ok(Some(opened)) => other = Some(opened),
             Ok(None) => {}
             Err(e) => broken = Some(e),
         }
@@ -85,12 +103,17 @@ pub(super) fn find_master(
         return find_master(backend, &Unlock::RecoveryCode(code), what, right);
     }
     match (other, broken) {
-        (Some(master), _) => Ok(master),
+        (Some(opened), _) => Ok(opened),
         (None, broken) => Err(broken.unwrap_or(Error::WrongKey { what: what.into(), slots: count })),
     }
 }
 
 impl Repository {
+    /// Id of the key slot that the repository was opened with.
+    pub fn slot(&self) -> SlotId {
+        self.opened.id
+    }
+
     /// Adds a key slot and returns its name.
     ///
     /// # Errors
@@ -99,20 +122,70 @@ impl Repository {
         if self.backend.list(layout::KEYS)?.len() >= MAX_SLOTS {
             return Err(Error::refused("all 32 key slots are taken", "remove one with `snapshot key remove`"));
         }
-        put_slot(&*self.backend, &self.master, unlock, cost, label)
+        Ok(put_slot(&*self.backend, &self.master, unlock, cost, label)?.id.to_string())
     }
 
-    /// Lists the key slots; `unlock` tells which one is the current.
+    /// Puts another password in the place of the one that opened the repository, and returns the name of its slot. The
+    /// label stays, and so does the cost unless another is given. The new slot is there, and was read back and opened,
+    /// before the old one goes: cut off in between, both passwords open the repository.
     ///
     /// # Errors
-    /// When the store can't be listed. Slots that can't be read are left out.
-    pub fn list_slots(&self, unlock: &Unlock) -> Result<Vec<KeySlot>> {
-        let describe = |(id, slot): (String, Result<Slot>)| {
-            let slot = slot.ok()?;
-            let current = matches!(slot.open(unlock), Ok(Some(_)));
-            Some(KeySlot { id, kind: slot.kind(), created: slot.created(), label: slot.label().into(), current })
+    /// [`Error::Refused`] if the repository was opened with something else than a password, or all slots are taken.
+    pub fn change_password(&self, new: &Unlock, cost: Option<KdfCost>) -> Result<String> {
+        let (id, old) = read_slot(&*self.backend, &self.opened.path)?;
+        if old.kind() != SlotKind::Password || id != self.opened.id {
+            let with = if old.kind() == SlotKind::KeyFile { "a key file" } else { "a recovery code" };
+            return Err(Error::refused(
+                format!("the repository was opened with {with}, so there is no password to change"),
+                "open it with the password to change; or add one with `snapshot key add`, and remove the old one by \
+                 its id",
+            ));
+        }
+        let added = self.add_slot(new, cost.or(old.cost()).unwrap_or_default(), old.label())?;
+        let path = format!("{}{added}", layout::KEYS);
+        match read_slot(&*self.backend, &path)?.1.open(new)? {
+            Some(master) if master.0 == self.master.0 => {}
+            _ => return Err(Error::corrupt(path, "the new key slot does not open; the old password still does")),
+        }
+        self.backend.delete(std::slice::from_ref(&self.opened.path))?;
+        Ok(added)
+    }
+
+    /// Lists the key slots.
+    ///
+    /// # Errors
+    /// When the store can't be listed. Slots that can't be read are left out, and so are snapshots and marks.
+    pub fn list_slots(&self) -> Result<Vec<KeySlot>> {
+        let last_wrote = self.last_writes()?;
+        let describe = |(path, slot): (String, Result<(SlotId, Slot)>)| {
+            let (id, slot) = slot.ok()?;
+            Some(KeySlot {
+                id: path.strip_prefix(layout::KEYS)?.to_owned(),
+                kind: slot.kind(),
+                created: slot.created(),
+                label: slot.label().into(),
+                cost: slot.cost(),
+                current: id == self.opened.id,
+                last_wrote: last_wrote.get(&id).copied(),
+            })
         };
         Ok(slots(&*self.backend)?.into_iter().filter_map(describe).collect())
+    }
+
+    /// When the newest snapshot or mark of each slot was made: forgotten snapshots count.
+    fn last_writes(&self) -> Result<HashMap<SlotId, Time>> {
+        let (mut snapshots, _) = self.read_snapshots()?;
+        snapshots.extend(self.read_tombs()?.0);
+        let marks = self.read_marks()?;
+        let made = snapshots.iter().map(|n| (n.snapshot.slot, n.snapshot.started));
+        let mut last = HashMap::new();
+        for (slot, time) in made.chain(marks.iter().map(|mark| (mark.slot, mark.time))) {
+            if let Some(slot) = slot {
+                let latest = last.entry(slot).or_insert(time);
+                *latest = time.max(*latest);
+            }
+        }
+        Ok(last)
     }
 
     /// Removes the one slot whose name begins with `prefix`.

@@ -1,8 +1,8 @@
-//! The small objects: config, key slots, snapshots and their chain, tombs, records of condemned packs, sessions.
+//! The small objects: config, key slots, snapshots and their chain, tombs, marks, records of condemned packs, sessions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{damage, note, reason, some_of};
+use super::{damage, note, reason};
 use crate::backend::{Listed, layout};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
@@ -10,8 +10,9 @@ use crate::format::control::{self, Condemned, Session};
 use crate::format::header::Kind;
 use crate::format::keyslot::Slot;
 use crate::format::{MAX_CONFIG_BYTES, MAX_CONTROL_BYTES, MAX_SLOT_BYTES, MAX_SLOTS};
-use crate::repo::{Named, Repository};
-use crate::report::Reporter;
+use crate::id::SnapshotId;
+use crate::repo::{Marks, Named, Repository};
+use crate::report::{Reporter, Severity};
 
 /// Folder of objects that are being written.
 const TEMPORARY: &str = "tmp/";
@@ -34,7 +35,8 @@ pub(super) fn check(repo: &Repository, reporter: &Reporter) -> Result<Vec<Named>
             format!("{PUT_BACK}, or delete it"),
         );
     }
-    let (snapshots, lost) = repo.read_snapshots()?;
+    let marks = repo.read_marks()?;
+    let (snapshots, lost) = repo.read_snapshots_with(&marks)?;
     for lost in lost {
         let why = reason(&repo.only_this_object(lost.error)?);
         damage(
@@ -47,7 +49,37 @@ pub(super) fn check(repo: &Repository, reporter: &Reporter) -> Result<Vec<Named>
         );
     }
     check_chains(&snapshots, &tombs, reporter);
+    check_marks(repo, marks, reporter)?;
     Ok(snapshots)
+}
+
+/// Marks hold no data, but what they say of a snapshot keeps a prune from dropping it.
+fn check_marks(repo: &Repository, marks: Marks, reporter: &Reporter) -> Result<()> {
+    let mut known = HashSet::new();
+    // One that is just being forgotten or taken back is in one of the two, perhaps not in the one that is listed.
+    for folder in [layout::SNAPSHOTS, layout::TOMBS, layout::SNAPSHOTS] {
+        known.extend(repo.backend().list(folder)?.iter().filter_map(|l| SnapshotId::parse(l.name())));
+    }
+    for (id, of) in marks.of_snapshots().filter(|(_, of)| !known.contains(of)) {
+        note(
+            reporter,
+            &layout::mark(id),
+            format!("it is of snapshot {}, which is gone", of.short()),
+            "the next `snapshot prune` removes it",
+        );
+    }
+    for lost in marks.lost {
+        let why = reason(&repo.only_this_object(lost.error)?);
+        damage(
+            reporter,
+            &lost.path,
+            format!(
+                "{why}; what it says of a snapshot's tags or pin is lost, and no prune forgets anything while it is there"
+            ),
+            format!("{PUT_BACK}; else delete it, then look at `snapshot list` and give tags and pins again"),
+        );
+    }
+    Ok(())
 }
 
 fn check_config(repo: &Repository, path: &str, reporter: &Reporter) -> Result<()> {
@@ -152,7 +184,7 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
     }
     let ids: HashMap<_, _> = all().map(|n| (n.id, n)).collect();
     for ((host, source), generations) in &sources {
-        let mut gaps = Vec::new();
+        let mut has_gaps = false;
         for named in generations.values().flatten() {
             let Some(previous) = named.snapshot.previous else { continue };
             let before = named.snapshot.generation.saturating_sub(1);
@@ -175,25 +207,24 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
                     ),
                     "compare it with `snapshot ls` before you rely on that generation",
                 ),
-                None => gaps.push(format!("generation {before} (snapshot {})", previous.short())),
+                None => has_gaps = true,
             }
         }
-        if !gaps.is_empty() {
-            let total = gaps.len() as u64;
-            note(
-                reporter,
-                &format!("{host}:{source}"),
-                format!("not there any more: {}", some_of(gaps, total, 5)),
-                "nothing to do if they were pruned; else look for who deleted them",
+        if has_gaps {
+            let newest = generations.keys().next_back().copied().unwrap_or(0);
+            let why = format!(
+                "{} of its {newest} generations are there; the others were forgotten or pruned, as is usual",
+                generations.len()
             );
+            reporter.warn(Severity::Note, format!("{host}:{source}"), why);
         }
     }
 }
 
 /// Lists the whole repository, notes what doesn't belong there, and returns the packs.
 pub(super) fn list_all(repo: &Repository, reporter: &Reporter) -> Result<Vec<Listed>> {
-    const FOLDERS: [&str; 6] =
-        [layout::KEYS, layout::INDEX, layout::SNAPSHOTS, layout::TOMBS, layout::GC, layout::SESSIONS];
+    const FOLDERS: [&str; 7] =
+        [layout::KEYS, layout::INDEX, layout::SNAPSHOTS, layout::TOMBS, layout::MARKS, layout::GC, layout::SESSIONS];
     let (mut packs, mut unfinished) = (Vec::new(), Vec::new());
     for listed in repo.backend().list("")? {
         let path = listed.path.as_str();

@@ -63,6 +63,8 @@ pub struct Options {
     pub source: Option<String>,
     /// Tags of the snapshot.
     pub tags: Vec<String>,
+    /// Whether it is pinned.
+    pub pin: bool,
     /// Instead of now.
     pub time: Option<Time>,
     /// Patterns in gitignore syntax, relative to each path.
@@ -151,6 +153,8 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         program: concat!("snapshot ", env!("CARGO_PKG_VERSION")).into(),
         users: names(&owners.users, |id| nix::unistd::User::from_uid(id.into()).ok().flatten().map(|u| u.name)),
         groups: names(&owners.groups, |id| nix::unistd::Group::from_gid(id.into()).ok().flatten().map(|g| g.name)),
+        slot: Some(repo.slot()),
+        pinned: options.pin,
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let Some(session) = session else { return Ok(Summary { id: None, snapshot }) };

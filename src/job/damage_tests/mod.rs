@@ -260,6 +260,8 @@ fn snapshot(host: &str, generation: u64, previous: Option<SnapshotId>, tree: Blo
         program: "test".into(),
         users: vec![],
         groups: vec![],
+        slot: None,
+        pinned: false,
     }
 }
 

@@ -43,12 +43,13 @@ pub enum Outcome {
 /// 4. *The packs* are deleted, then *the records* that condemned them: as long as a pack is there, its record is, and
 ///    no writer relies on it. A pack that was reinstated may be relied on once its record is gone.
 /// 5. *Snapshots are forgotten*, each stored as a tomb before it goes. Cut off in between: it is there twice, and
-///    counts as not forgotten.
+///    counts as not forgotten. Pins are looked for before and after: what was pinned meanwhile is taken back, and the
+///    plan is outdated.
 /// 6. *Needed blobs are copied* out of packs to be condemned. Cut off here: they lie in two places, which the next
 ///    prune makes one of.
 /// 7. *Packs are condemned*, in one record. A writer that relies on one of them either was running when the record was
 ///    written, and nothing is deleted before it has ended; or it begins later, reads the record, and doesn't.
-/// 8. *Leftovers* of killed runs are removed, which nobody reads.
+/// 8. *Marks* of snapshots that are gone, and *leftovers* of killed runs are removed, which nobody reads.
 ///
 /// # Errors
 /// Storage errors; [`Error::Refused`] if this run was taken for dead; damage found while copying.
@@ -81,20 +82,50 @@ pub fn execute(
         repo.backend().delete(&paths)?;
         repo.backend().delete(&plan.deletion.records)?;
     }
-    forget_and_condemn(repo, session, plan, reporter)?;
+    if forget(repo, plan, reporter)? == Outcome::Outdated {
+        return Ok(Outcome::Outdated);
+    }
+    condemn(repo, session, plan, reporter)?;
+    remove_marks(repo, stock)?;
     remove_leftovers(repo, session)?;
     Ok(Outcome::Done)
 }
 
-fn forget_and_condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter: &Reporter) -> Result<()> {
-    for verdict in plan.verdicts.iter().filter(|v| v.keep.is_empty()) {
+/// Forgets what the plan says, unless something of it was pinned since. Whoever pins a snapshot looks whether it is
+/// still there after the mark is, and here marks are read once more after the snapshots went: one of the two sees it.
+fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<Outcome> {
+    let going: Vec<SnapshotId> = plan.verdicts.iter().filter(|v| v.keep.is_empty()).map(|v| v.named.id).collect();
+    if going.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    if repo.is_any_pinned(&going)? {
+        return Ok(Outcome::Outdated);
+    }
+    let mut buried = Vec::new();
+    for id in going {
         reporter.check_interrupt()?;
-        match repo.bury_snapshot(verdict.named.id) {
+        match repo.bury_snapshot(id) {
+            Ok(()) => buried.push(id),
             // Somebody else forgot it.
+            Err(Error::Missing { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if !repo.is_any_pinned(&buried)? {
+        return Ok(Outcome::Done);
+    }
+    // Which of them it was is for the next plan to say.
+    for id in buried {
+        match repo.unbury_snapshot(id) {
+            // Somebody else was faster.
             Ok(()) | Err(Error::Missing { .. }) => {}
             Err(e) => return Err(e),
         }
     }
+    Ok(Outcome::Outdated)
+}
+
+fn condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter: &Reporter) -> Result<()> {
     copy(repo, &plan.reclaim.copies, reporter)?;
     let packs: Vec<PackId> = [&plan.reclaim.unused[..], &plan.reclaim.repack].concat();
     if !packs.is_empty() {
@@ -127,7 +158,7 @@ fn remove_tombs(
         }
     }
     let mut kept = HashSet::new();
-    for Named { id, snapshot } in tombs {
+    for Named { id, snapshot, .. } in tombs {
         match reach.add(repo, [snapshot.tree], reporter) {
             Ok(added) if !added.blobs.iter().any(|blob| goes(repo, stock, deletion, blob)) => {
                 kept.insert(id);
@@ -186,6 +217,20 @@ fn index_groups(repo: &Repository, keep: impl Fn(&PackId) -> bool) -> Vec<HashSe
         });
     }
     groups
+}
+
+/// Deletes the marks of snapshots that are neither there nor can be taken back. A snapshot that is just being forgotten
+/// or taken back is always in one of the two folders, but not always in the one that is listed: hence thrice.
+fn remove_marks(repo: &Repository, stock: &Stock) -> Result<()> {
+    let mut known = HashSet::new();
+    for folder in [layout::SNAPSHOTS, layout::TOMBS, layout::SNAPSHOTS] {
+        if stock.marks.of_snapshots().all(|(_, of)| known.contains(&of)) {
+            return Ok(());
+        }
+        known.extend(listed_ids(repo, folder)?);
+    }
+    let gone = stock.marks.of_snapshots().filter(|(_, of)| !known.contains(of));
+    repo.backend().delete(&gone.map(|(id, _)| layout::mark(id)).collect::<Vec<_>>())
 }
 
 fn remove_leftovers(repo: &Repository, session: &SessionGuard) -> Result<()> {

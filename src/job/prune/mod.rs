@@ -153,7 +153,7 @@ fn make_plan(
     now: (Time, Time),
     reporter: &Reporter,
 ) -> Result<(Plan, Reach)> {
-    let verdicts = judge(stock, options, now.0)?;
+    let verdicts = judge(stock, options, now.0, reporter)?;
     let (ripe, waiting_for) = plan::ripe(&stock.records, &stock.live, options.grace_secs, now);
     let trees = |keep: bool| {
         verdicts.iter().filter(|v| v.keep.is_empty() != keep).map(|v| v.named.snapshot.tree).collect::<Vec<_>>()
@@ -179,18 +179,22 @@ fn make_plan(
     Ok((Plan { verdicts, deletion, reclaim, waiting_for }, reach))
 }
 
-/// Judges all snapshots, oldest first.
-fn judge(stock: &Stock, options: &Options, now: Time) -> Result<Vec<Verdict>> {
+/// Judges all snapshots, oldest first. A mark that can't be read may pin any of them: none is forgotten then.
+fn judge(stock: &Stock, options: &Options, now: Time, reporter: &Reporter) -> Result<Vec<Verdict>> {
     let mut judged: HashMap<SnapshotId, Vec<String>> = HashMap::new();
     let mut otherwise = "no keep option was given";
-    if !options.policy.is_empty() {
+    if !options.policy.is_empty() && !stock.marks.lost.is_empty() {
+        otherwise = "a mark that can't be read may pin it";
+        stock.marks.report_lost(reporter, "it may pin a snapshot, so this run forgets none");
+    } else if !options.policy.is_empty() {
         otherwise = "left out by the filters";
         let chosen = options.filter.apply(stock.snapshots.clone());
         let verdicts = policy::apply(&options.policy, chosen, now)?;
         judged.extend(verdicts.into_iter().map(|v| (v.named.id, v.keep)));
     }
     let verdict = |named: &crate::repo::Named| {
-        let keep = judged.get(&named.id).cloned().unwrap_or_else(|| vec![otherwise.into()]);
+        let unjudged = || if named.is_pinned() { policy::PINNED } else { otherwise };
+        let keep = judged.get(&named.id).cloned().unwrap_or_else(|| vec![unjudged().into()]);
         Verdict { named: named.clone(), keep }
     };
     Ok(stock.snapshots.iter().map(verdict).collect())

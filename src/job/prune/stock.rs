@@ -8,7 +8,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::control::SessionKind;
 use crate::id::{PackId, SnapshotId};
-use crate::repo::{Condemnation, Lost, Named, Repository, Running, SessionGuard};
+use crate::repo::{Condemnation, Lost, Marks, Named, Repository, Running, SessionGuard};
 use crate::report::Reporter;
 
 /// How often a prune tries again when another one began at the same moment.
@@ -20,6 +20,8 @@ pub struct Stock {
     pub live: Vec<Running>,
     /// All snapshots, oldest first.
     pub snapshots: Vec<Named>,
+    /// All marks, listed before the snapshots.
+    pub marks: Marks,
     /// Records of condemned packs.
     pub records: Vec<Condemnation>,
     /// The index files that are in memory.
@@ -79,7 +81,8 @@ impl Stock {
         let mut live = repo.sessions()?;
         let store_now = own.map_or_else(clock::now, SessionGuard::store_time);
         live.retain(|s| Some(s.name.as_str()) != own.map(SessionGuard::name) && !s.is_dead(store_now));
-        let (snapshots, lost) = repo.read_snapshots()?;
+        let marks = repo.read_marks()?;
+        let (snapshots, lost) = repo.read_snapshots_with(&marks)?;
         if let Some(Lost { error, .. }) = lost.into_iter().next() {
             return Err(error);
         }
@@ -102,7 +105,7 @@ impl Stock {
         let index = repo.index();
         let unsound = index.packs().iter().filter(|p| !is_sound(&p.id, p.file_bytes)).map(|p| p.id).collect();
         drop(index);
-        Ok(Self { live, snapshots, records, index_files: loaded.files, packs, young, unsound, adopted })
+        Ok(Self { live, snapshots, marks, records, index_files: loaded.files, packs, young, unsound, adopted })
     }
 
     /// The ids of the snapshots.
