@@ -61,15 +61,20 @@ impl Repository {
     /// [`Error::Missing`] or [`Error::Corrupt`].
     pub fn leaf_chain(&self, id: &BlobId) -> Result<Vec<BlobId>> {
         let mut chain = vec![*id];
+        let mut above = None;
         while let Some(last) = chain.last() {
             let bytes = self.read_blob(last, BlobType::Map)?;
             let bad = |why: &str| Error::corrupt(format!("page map leaf {last}"), why);
             let (stored, _) = StoredLeaf::decode(&bytes).map_err(|why| bad(&why))?;
+            if above.is_some_and(|above: StoredLeaf| !above.fits_on(&stored)) {
+                return Err(bad(WRONG_DEPTH));
+            }
             match stored.parent {
                 Some(_) if chain.len() > MAX_PATCH_DEPTH => return Err(bad("it patches a longer chain than allowed")),
                 Some(parent) => chain.push(parent),
                 None => break,
             }
+            above = Some(stored);
         }
         Ok(chain)
     }
@@ -179,4 +184,34 @@ fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [bool])
 
 fn bad_leaf(id: &BlobId, why: impl ToString) -> Error {
     Error::corrupt(format!("page map leaf {id}"), why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::cbor;
+    use crate::repo::Writer;
+    use crate::repo::testing::World;
+
+    #[test]
+    fn a_patch_says_how_deep_it_lies() {
+        let world = World::new();
+        let repo = &world.repo;
+        let mut writer = Writer::new(repo, 3);
+        let at = PageRef { segment: BlobId([1; 32]), slot: 0, hash: [2; 16] };
+        let full = StoredLeaf::full(&[at]);
+        let mut put = |leaf: &StoredLeaf| writer.put(BlobType::Map, &cbor::encode(leaf)).unwrap();
+        let below = put(&full);
+        let patch = StoredLeaf::patch(below, &full, 1, &[(0, at)]);
+        let sound = put(&patch);
+        let bad = [2, u32::MAX].map(|depth| put(&StoredLeaf { depth, ..patch.clone() }));
+        writer.finish().unwrap();
+        assert!(repo.read_leaf(&sound).is_ok() && repo.leaf_chain(&sound).is_ok());
+        assert!(read_family(repo, &[sound]).is_ok());
+        for bad in bad {
+            assert!(matches!(repo.read_leaf(&bad), Err(Error::Corrupt { .. })));
+            assert!(matches!(repo.leaf_chain(&bad), Err(Error::Corrupt { .. })));
+            assert!(matches!(read_family(repo, &[bad]), Err(Error::Corrupt { .. })));
+        }
+    }
 }

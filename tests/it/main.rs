@@ -12,6 +12,7 @@ mod copying;
 mod faults;
 mod files;
 mod golden;
+mod marks;
 mod picture;
 mod roles;
 mod selection;

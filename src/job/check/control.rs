@@ -12,7 +12,7 @@ use crate::format::keyslot::Slot;
 use crate::format::{MAX_CONFIG_BYTES, MAX_CONTROL_BYTES, MAX_SLOT_BYTES, MAX_SLOTS};
 use crate::id::SnapshotId;
 use crate::repo::{Marks, Named, Repository};
-use crate::report::{Reporter, Severity};
+use crate::report::Reporter;
 
 /// Folder of objects that are being written.
 const TEMPORARY: &str = "tmp/";
@@ -184,7 +184,7 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
     }
     let ids: HashMap<_, _> = all().map(|n| (n.id, n)).collect();
     for ((host, source), generations) in &sources {
-        let mut has_gaps = false;
+        let mut last_gap = None;
         for named in generations.values().flatten() {
             let Some(previous) = named.snapshot.previous else { continue };
             let before = named.snapshot.generation.saturating_sub(1);
@@ -207,16 +207,19 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
                     ),
                     "compare it with `snapshot ls` before you rely on that generation",
                 ),
-                None => has_gaps = true,
+                None => last_gap = last_gap.max(Some((before, previous))),
             }
         }
-        if has_gaps {
+        // Rules take links out of every chain: nothing to be alarmed at.
+        if let Some((before, id)) = last_gap {
             let newest = generations.keys().next_back().copied().unwrap_or(0);
             let why = format!(
-                "{} of its {newest} generations are there; the others were forgotten or pruned, as is usual",
-                generations.len()
+                "{} of its {newest} generations are there; the others were forgotten or pruned, as is usual, the last of \
+                 them generation {before} (snapshot {})",
+                generations.len(),
+                id.short()
             );
-            reporter.warn(Severity::Note, format!("{host}:{source}"), why);
+            note(reporter, &format!("{host}:{source}"), why, "nothing to do, unless you know of neither");
         }
     }
 }

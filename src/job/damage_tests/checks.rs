@@ -91,8 +91,8 @@ fn every_damage_is_reported_by_name() {
                 (_, false) | ("config" | "config.bak" | "packs", true) => Expect::Damage,
                 ("index", true) => Expect::DamageElsewhere,
                 ("snapshots", true) if *path == first => Expect::Note,
-                ("snapshots", true) if *path == second => Expect::Nothing,
-                ("keys" | "tombs" | "gc" | "sessions", true) => Expect::Nothing,
+                ("snapshots", true) if *path == second => Expect::Note,
+                ("keys" | "tombs" | "marks" | "gc" | "sessions", true) => Expect::Nothing,
                 _ => panic!("an object of no known class: {path}"),
             };
             let store = copy(&fixture.objects);

@@ -21,7 +21,7 @@ use crate::format::tree::{Content, Database, Node, NodeKind, Tree, join_ids};
 use crate::id::{BlobId, PackId, SnapshotId, hex};
 use crate::job::check::{self, Options, ReadData, Summary};
 use crate::job::repair;
-use crate::repo::{Repository, SessionGuard, Writer, encode_frame};
+use crate::repo::{MarkNote, Repository, SessionGuard, Writer, encode_frame};
 use crate::report::{Problem, Reporter, Severity};
 
 mod checks;
@@ -213,7 +213,7 @@ struct Fixture {
     snapshots: [SnapshotId; 2],
 }
 
-/// Two generations, a forgotten snapshot, a record of condemned packs, two sessions, two key slots.
+/// Two generations with a mark for each, a forgotten snapshot, a record of condemned packs, two sessions, two key slots.
 fn fixture() -> Fixture {
     let store = Arc::new(Memory::default());
     let repo = Repository::init(store.clone(), &unlock(), KdfCost::default(), "a").unwrap();
@@ -231,6 +231,10 @@ fn fixture() -> Fixture {
     let forgotten = repo.put_snapshot(&snapshot("other", 1, None, root)).unwrap();
     repo.bury_snapshot(forgotten).unwrap();
     repo.condemn(vec![PackId([1; 32])], vec![]).unwrap();
+    for named in repo.read_snapshots().unwrap().0.iter_mut() {
+        let note = MarkNote { add: vec!["a".into()], remove: vec![], pin: Some(true) };
+        repo.put_mark(named, &note).unwrap();
+    }
     for name in [1, 2] {
         let session = control::Session {
             kind: SessionKind::Write,

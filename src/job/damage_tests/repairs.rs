@@ -29,9 +29,14 @@ fn a_wrong_index_is_rebuilt() {
             for (record, (frame, offset, pack)) in index.records.iter_mut().zip(frames) {
                 (record.frame, record.offset, record.pack) = (frame, offset, pack);
             }
+            // What an index can't say is refused as a whole.
             let fits = |r: &crate::format::index::Record| {
-                let frame = &index.packs[r.pack as usize].frames[r.frame as usize];
-                frame.encoding == Encoding::Segment || r.offset + r.plain_bytes <= frame.plain_bytes
+                let pack = &index.packs[r.pack as usize];
+                let frame = &pack.frames[r.frame as usize];
+                let is_data = matches!(r.kind, BlobType::Chunk | BlobType::Segment);
+                (frame.encoding == Encoding::Segment) == (r.kind == BlobType::Segment)
+                    && (pack.header.kind == Kind::DataPack) == is_data
+                    && r.offset + r.plain_bytes <= frame.plain_bytes
             };
             index.records.retain(fits);
         }),

@@ -7,6 +7,7 @@ use super::*;
 use crate::backend::{Backend, Faulty, Listed, Memory, layout};
 use crate::format::control::{self, Session, SessionKind};
 use crate::format::header::Kind;
+use crate::format::mark::Mark;
 use crate::repo::testing::{World, noise};
 
 #[test]
@@ -148,10 +149,15 @@ impl Backend for Intruder {
     }
 }
 
-fn prune_with_intruder(world: &World, folder: &'static str, act: impl FnOnce(&Memory) + Send + 'static) -> Summary {
+fn prune_with_intruder(
+    world: &World,
+    policy: Policy,
+    folder: &'static str,
+    act: impl FnOnce(&Memory) + Send + 'static,
+) -> Summary {
     let act = Mutex::new(Some(Box::new(act) as Act));
     let store = Arc::new(Intruder { inner: world.memory.clone(), folder, act });
-    let summary = run(&world.reopen_through(store.clone()), &strict(Policy::default()), &Reporter::silent()).unwrap();
+    let summary = run(&world.reopen_through(store.clone()), &strict(policy), &Reporter::silent()).unwrap();
     assert!(store.act.lock().unwrap().is_none(), "the moment came");
     world.memory.advance(10);
     summary
@@ -162,7 +168,7 @@ fn a_snapshot_taken_back_while_tombs_go_keeps_its_data() {
     let world = five_generations();
     prune(&world, keep_last(1));
     // All of undoing but the deletion of the tomb, just before the prune deletes the tombs.
-    prune_with_intruder(&world, layout::TOMBS, |memory| {
+    prune_with_intruder(&world, Policy::default(), layout::TOMBS, |memory| {
         let tomb = memory.list(layout::TOMBS).unwrap().remove(0).path;
         let bytes = memory.get(&tomb, u64::MAX).unwrap();
         memory.put(&tomb.replace(layout::TOMBS, layout::SNAPSHOTS), bytes).unwrap();
@@ -177,7 +183,7 @@ fn a_snapshot_forgotten_while_tombs_go_can_be_taken_back() {
     let world = five_generations();
     prune(&world, keep_last(2));
     // Generation 4 moves just before the prune looks at the snapshots again: it is among neither list.
-    prune_with_intruder(&world, layout::TOMBS, |memory| {
+    prune_with_intruder(&world, Policy::default(), layout::TOMBS, |memory| {
         let snapshot = memory.list(layout::SNAPSHOTS).unwrap().remove(0).path;
         let bytes = memory.get(&snapshot, u64::MAX).unwrap();
         memory.put(&snapshot.replace(layout::SNAPSHOTS, layout::TOMBS), bytes).unwrap();
@@ -188,6 +194,27 @@ fn a_snapshot_forgotten_while_tombs_go_can_be_taken_back() {
         world.memory.put(&tomb.replace(layout::TOMBS, layout::SNAPSHOTS), bytes).unwrap();
     }
     assert_eq!(world.read_all(), [4, 5]);
+}
+
+/// Seals a mark that pins, or says nothing of it.
+fn mark(world: &World, snapshot: SnapshotId, pin: Option<bool>) -> (String, Vec<u8>) {
+    let mark = Mark { time: clock::now(), snapshot, add: vec!["a".into()], remove: vec![], pin, slot: None };
+    let (id, bytes) = mark.seal(world.repo.keys()).unwrap();
+    (layout::mark(id), bytes)
+}
+
+#[test]
+fn what_is_pinned_while_it_is_forgotten_comes_back() {
+    for (pin, left) in [(Some(true), &[3, 5][..]), (None, &[5])] {
+        let world = five_generations();
+        let third = world.repo.read_snapshots().unwrap().0[2].id;
+        let (path, bytes) = mark(&world, third, pin);
+        // The first snapshot just got a tomb: marks were looked at.
+        prune_with_intruder(&world, keep_last(1), layout::SNAPSHOTS, move |memory| memory.put(&path, bytes).unwrap());
+        assert_eq!(world.read_all(), left, "{pin:?}");
+        prune(&world, Policy::default());
+        assert_eq!(world.read_all(), left, "{pin:?}");
+    }
 }
 
 #[test]

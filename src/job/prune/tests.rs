@@ -7,6 +7,7 @@ use crate::format::header::Kind;
 use crate::id::GcId;
 use crate::job::forget::{forget, undo_forget};
 use crate::repo::testing::{Db, World, noise};
+use crate::repo::{MarkNote, Named};
 
 pub(super) fn keep_last(n: u32) -> Policy {
     Policy { last: Some(n), ..Policy::default() }
@@ -373,4 +374,67 @@ fn leftovers_go_after_a_day() {
     world.memory.put("tmp/new", vec![1]).unwrap();
     prune(&world, Policy::default());
     assert_eq!(world.paths("tmp/"), ["tmp/new"]);
+}
+
+#[test]
+fn pinned_snapshots_stay_whatever_the_policy() {
+    let world = five_generations();
+    let all = world.repo.read_snapshots().unwrap().0;
+    let pin = |named: &Named, pin| {
+        world.repo.put_mark(&mut named.clone(), &MarkNote { pin: Some(pin), ..MarkNote::default() }).unwrap();
+    };
+    pin(&all[1], true);
+    pin(&all[2], true);
+    pin(&world.repo.read_snapshots().unwrap().0[2], false);
+    let summary = prune(&world, keep_last(1));
+    let kept = summary.verdicts.iter().filter(|v| !v.keep.is_empty());
+    let kept: Vec<_> = kept.map(|v| (v.named.snapshot.generation, v.keep.join(", "))).collect();
+    assert_eq!(kept, [(2, "pinned".into()), (5, "last".into())]);
+    prune(&world, Policy::default());
+    assert_eq!(world.read_all(), [2, 5]);
+}
+
+#[test]
+fn tags_that_came_later_count() {
+    let world = five_generations();
+    let mut first = world.repo.read_snapshots().unwrap().0.remove(0);
+    world.repo.put_mark(&mut first, &MarkNote { add: vec!["gold".into()], ..MarkNote::default() }).unwrap();
+    prune(&world, Policy { tags: vec!["gold".into()], ..keep_last(1) });
+    assert_eq!(world.read_all(), [1, 5]);
+}
+
+#[test]
+fn a_mark_that_can_not_be_read_may_pin_anything() {
+    let world = five_generations();
+    let mut first = world.repo.read_snapshots().unwrap().0.remove(0);
+    world.repo.put_mark(&mut first, &MarkNote { pin: Some(true), ..MarkNote::default() }).unwrap();
+    forget(&world.repo, &[world.repo.read_snapshots().unwrap().0[2].id], &Reporter::silent()).unwrap();
+    let mark = world.paths(layout::MARKS).remove(0);
+    let sound = world.memory.get(&mark, u64::MAX).unwrap();
+    world.damage(&mark);
+    let repo = world.reopen_through(world.memory.clone());
+    let reporter = Reporter::silent();
+    let summary = run(&repo, &strict(keep_last(1)), &reporter).unwrap();
+    assert_eq!(summary.forgotten, 0);
+    assert!(summary.packs_condemned > 0, "space is reclaimed as ever");
+    assert!(reporter.problems().iter().any(|p| p.what == mark && p.why.contains("forgets none")));
+    assert_eq!(world.read_all(), [1, 2, 4, 5]);
+    world.memory.put(&mark, sound).unwrap();
+    prune(&world, keep_last(1));
+    assert_eq!(world.read_all(), [1, 5]);
+}
+
+#[test]
+fn marks_go_with_their_snapshots() {
+    let world = five_generations();
+    for mut named in world.repo.read_snapshots().unwrap().0 {
+        world.repo.put_mark(&mut named, &MarkNote { add: vec!["a".into()], ..MarkNote::default() }).unwrap();
+    }
+    let options = Options { grace_secs: 0, ..strict(keep_last(2)) };
+    prune_with(&world, &options).unwrap();
+    assert_eq!(world.paths(layout::MARKS).len(), 5, "what is forgotten may be taken back");
+    world.memory.advance(10);
+    prune(&world, Policy::default());
+    assert_eq!((world.paths(layout::TOMBS).len(), world.paths(layout::MARKS).len()), (0, 2));
+    assert!(world.repo.read_snapshots().unwrap().0.iter().all(|named| named.tags() == ["a"]));
 }
