@@ -52,10 +52,10 @@ pub struct Global {
     /// Show no progress
     #[arg(long, global = true)]
     pub no_progress: bool,
-    /// Keep temporary data in the system's temporary directory instead of the cache directory
+    /// Keep temporary data in the system's temporary directory instead of the cache directory, and remember nothing
     #[arg(long, global = true, conflicts_with = "cache_dir")]
     pub no_cache: bool,
-    /// Directory for temporary data [default: snapshot in your cache directory]
+    /// Directory for temporary data and what is remembered of repositories [default: snapshot in your cache directory]
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
 }

@@ -159,9 +159,11 @@ Examples:
   snapshot repair packs     reads all data; run `snapshot create` afterwards";
 
 pub const KEY: &str = "\
-`list` shows what opens the repository, with * at the key it was run with. LAST SNAPSHOT MADE is the time of the newest \
-snapshot, or change of tags, that was made with a key and is still there; who only reads leaves no trace. COST is what \
-one guess of a password takes. Removing a key doesn't lock out who kept a copy of the repository or of its keys folder.
+`list` shows what opens the repository, with * at the key it was run with. LAST SNAPSHOT OR TAG is when the newest \
+snapshot or change of tags that is still there was made with a key; who only reads leaves no trace. COST is what one \
+guess of a password takes: memory, and how many times over it. `passwd` puts a new password in the place of the one it \
+was run with; until the new one is proved to open the repository, the old one stays. With --json, last_wrote and cost \
+are null where there is none.
 
 Examples:
   snapshot key list

@@ -84,7 +84,7 @@ fn list(context: &Context, session: &Session, out: &mut Out) -> Result<()> {
         let keys: Vec<_> = slots.iter().map(to_json).collect();
         return out.json(&document(json!({"keys": keys})).into());
     }
-    let mut table = Table::new(&["", "ID", "KIND", "COST", "MADE", "LAST SNAPSHOT MADE", "LABEL"], &[]);
+    let mut table = Table::new(&["", "ID", "KIND", "COST", "MADE", "LAST SNAPSHOT OR TAG", "LABEL"], &[]);
     for slot in &slots {
         let mark = if slot.current { "*" } else { "" };
         let last = slot.last_wrote.map_or_else(|| "-".into(), local_time);

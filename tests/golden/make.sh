@@ -5,9 +5,9 @@
 #
 # DIRECTORY is tests/golden/0.1 by default and must not exist. Afterwards the files are
 #
-#     repository/     two generations of a small application
+#     repository/     two generations of a small application, tagged and pinned later
 #     key-file, password, recovery-code     three secrets that open it
-#     expected.json   the BLAKE3 and SHA-256 of every file and database in each generation
+#     expected.json   each generation's tags and pin, and the BLAKE3 and SHA-256 of every file and database in it
 #
 # Keys and salts are fresh, so each run makes other bytes. A repository of a release that is out is never made again.
 set -eu

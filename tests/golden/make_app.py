@@ -49,6 +49,8 @@ def first_files(app):
     write(app + b"/config.toml", b"name = 'golden'\n")
     os.chmod(app + b"/config.toml", 0o640)
     os.link(app + b"/config.toml", app + b"/storage/same-config")
+    os.setxattr(app + b"/config.toml", "user.origin", b"golden\xff")
+    os.setxattr(app + b"/config.toml", "user.another", b"")
     os.symlink(b"storage/large.txt", app + b"/link")
     os.symlink(b"nowhere/\xff", app + b"/dangling")
     os.mkfifo(app + b"/pipe")
@@ -63,6 +65,7 @@ def first_files(app):
         names.append(next(before % n for n in range(10_000) if blake3(before % n).digest()[0] == 0))
     for name in names:
         write(app + b"/items/" + name, b"contents of " + name)
+    os.setxattr(app + b"/items", "user.note", b"of a directory")
 
 
 def next_files(app):
@@ -99,7 +102,17 @@ def describe(path):
         out["kind"] = "fifo"
     if not path.endswith(b".db"):
         out["mtime"] = meta.st_mtime_ns
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user.")]
+    out["xattrs"] = {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in sorted(names)}
     return out
+
+
+def mark(binary, repository):
+    """Changes tags and pins in several steps, and says what comes of it, for each generation."""
+    for words in ("latest~1 --add release,nightly --pin", "latest~1 --remove generation-1,nightly",
+                  "latest --add second --pin", "latest --set b,a --unpin"):
+        subprocess.run([binary, "-r", repository, "-q", "tag"] + words.split(), check=True)
+    return [{"tags": ["release"], "pinned": True}, {"tags": ["b", "a"], "pinned": False}]
 
 
 def snapshot(binary, repository, work, generation):
@@ -143,6 +156,8 @@ def main():
         for name in (b"data.db", b"legacy.db"):
             files["app/" + name.decode()]["kind"] = "database"
         generations.append({"snapshot": taken, "generation": generation, "files": dict(sorted(files.items()))})
+    for generation, said in zip(generations, mark(binary, repository)):
+        generation |= said
     with open(expected, "w") as file:
         json.dump({"generations": generations}, file, indent=1)
         file.write("\n")

@@ -18,6 +18,7 @@ from common import (
     NO_BASE,
     SEGMENT,
     SLOT,
+    TAG,
     Bad,
     Cursor,
     Header,
@@ -178,6 +179,10 @@ class Blobs:
                 blob, pack, frame = cursor.take(32), cursor.number(4), cursor.number(4)
                 offset, kind, plain = cursor.number(3), cursor.number(1), cursor.number(4)
                 need(pack < len(numbered) and frame < len(numbered[pack].frames), f"{what}: a record leads nowhere")
+                of = numbered[pack].frames[frame]
+                need((kind in (CHUNK, SEGMENT)) == (numbered[pack].kind == DATA_PACK), f"{what}: a type out of place")
+                need((kind == SEGMENT) == (of.encoding == 2), f"{what}: a segment out of place")
+                need(offset + plain <= of.plain_bytes, f"{what}: a record beyond the end of its frame")
                 order = (blob, pack, frame, offset, plain)
                 need(not last or last <= order, f"{what}: its records are not sorted")
                 last = order
@@ -196,6 +201,7 @@ class Blobs:
             stored, plain, encoding, zero = (cursor.number(n) for n in (4, 4, 1, 1))
             bases = [cursor.take(32) for _ in range(cursor.number(2))]
             need(zero == 0 and encoding <= 2 and plain <= 16 * MIB, f"{what}: a frame makes no sense")
+            need(TAG <= stored <= 32 * MIB and (encoding == 2 or not bases), f"{what}: a frame makes no sense")
             frames.append(Frame(number, at, stored, plain, encoding, None, bases))
             at += stored
         need(at <= length <= 256 * MIB, f"{what}: frames beyond the end of a pack")
@@ -231,11 +237,15 @@ class Blobs:
                 entries.append((blob, entry_kind, length))
             bases = [cursor.take(32) for _ in range(bases)]
             need(zero == 0 and encoding <= 2 and plain <= 16 * MIB and entries, f"{path}: a frame makes no sense")
+            need(TAG <= stored <= 32 * MIB, f"{path}: a frame makes no sense")
             if encoding == 2:
                 need(len(entries) == 1 and entries[0][1] == SEGMENT, f"{path}: a segment's frame has other blobs")
+                need(kind == DATA_PACK and entries[0][2] == plain, f"{path}: a segment makes no sense")
             else:
                 need(sum(e[2] for e in entries) == plain and not bases, f"{path}: blobs don't add up to their frame")
                 need(all((e[1] == CHUNK) == (kind == DATA_PACK) for e in entries), f"{path}: a blob of the wrong type")
+                need(all(e[1] != SEGMENT for e in entries), f"{path}: a segment where other blobs are expected")
+                need(plain < 16 * MIB or entries[-1][2], f"{path}: a blob that begins at 16 MiB")
             frames.append(Frame(number, at, stored, plain, encoding, entries, bases))
             at += stored
         need(not any(cursor.data[cursor.at :]), f"{path}: bytes after the directory")
@@ -315,12 +325,14 @@ def decode_segment(keys, blob, body, bases):
     need(page_bytes in [1 << n for n in range(9, 17)], "a segment of an impossible page size")
     need(1 <= count <= min(256, MIB // page_bytes) and method <= 2 and zero == 0, "a segment makes no sense")
     bits = int.from_bytes(cursor.take((count + 7) // 8), "little")
+    need(bits < 1 << count, "a slot that is not there is marked as present")
     present = [bits >> slot & 1 for slot in range(count)]
     hashes = [None if there else cursor.take(16) for there in present]
     prefix = b""
     if method == 2:
         for _ in range(sum(present)):
             base, slot = cursor.number(2), cursor.number(2)
+            need(base != NO_BASE or slot == NO_BASE, "half a base")
             if base != NO_BASE:
                 need(base < len(bases) and slot < len(bases[base][1]), "a base that is not there")
                 page = bases[base][1][slot][1]

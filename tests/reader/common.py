@@ -9,7 +9,7 @@ import cbor
 
 HEADER, TAG = 48, 16
 MIB = 1 << 20
-CONFIG, SLOT, DATA_PACK, METADATA_PACK, INDEX, SNAPSHOT = 1, 2, 3, 4, 5, 6
+CONFIG, SLOT, DATA_PACK, METADATA_PACK, INDEX, SNAPSHOT, MARK = 1, 2, 3, 4, 5, 6, 9
 CHUNK, SEGMENT, TREE, LIST, MAP = 1, 2, 3, 4, 5
 TYPES = ("chunk", "segment", "tree", "list", "map")
 FILE, DIRECTORY, SYMLINK, DATABASE = 0, 1, 2, 3
@@ -64,7 +64,7 @@ class Cursor:
             byte = self.number(1)
             n |= (byte & 0x7F) << shift
             if byte < 0x80:
-                need(n < 1 << 32, "a number is too large")
+                need(n < 1 << 32 and (byte or not shift), "a number is too large, or longer than it must be")
                 return n
         raise Bad("a number is too long")
 

@@ -14,6 +14,7 @@ from common import (
     LEAF_PAGES,
     LIST,
     MAP,
+    MARK,
     MIB,
     SNAPSHOT,
     SYMLINK,
@@ -25,21 +26,39 @@ from common import (
     shaped,
     unseal,
 )
-from schema import INNER, LEAF, ROOT, SNAPSHOT_SHAPE, TREE_SHAPE
+from schema import INNER, LEAF, MARK_SHAPE, ROOT, SNAPSHOT_SHAPE, TREE_SHAPE
 
 
 class Repository(Blobs):
     """Adds what blobs mean."""
 
-    def snapshots(self):
+    def _control(self, folder, kind, shape):
         found = []
-        for path in self.list("snapshots"):
+        for path in self.list(folder):
             data = self.get_named(path, 16 * MIB)
-            header = Header(data, {SNAPSHOT}, path)
+            header = Header(data, {kind}, path)
             need(len(data) == HEADER + header.first_bytes, f"{path}: of another length than stated")
             plain = unseal(object_key(self.keys.control, header.bytes), 0, header.bytes, data[HEADER:], path)
-            found.append((os.path.basename(path), shaped(plain, SNAPSHOT_SHAPE, path)))
+            found.append((os.path.basename(path), shaped(plain, shape, path)))
+        return found
+
+    def snapshots(self):
+        found = self._control("snapshots", SNAPSHOT, SNAPSHOT_SHAPE)
         return sorted(found, key=lambda s: (s[1][0], s[1][3], s[0]))
+
+    def marks(self):
+        """All marks, in the order in which they count."""
+        return sorted(self._control("marks", MARK, MARK_SHAPE), key=lambda m: (m[1][0], m[0]))
+
+    def said(self, name, snapshot):
+        """The tags that a snapshot has by now, and whether it is pinned."""
+        tags, pinned = list(snapshot[6]), snapshot[14]
+        for _, mark in self.marks():
+            if mark[1].hex() == name:
+                tags = [tag for tag in tags if tag not in mark[3]]
+                tags += [tag for tag in dict.fromkeys(mark[2]) if tag not in tags]
+                pinned = mark.get(4, pinned)
+        return tags, pinned
 
     def snapshot(self, text):
         found = self.snapshots()

@@ -77,7 +77,9 @@ def main():
     repository = Repository(args.repo, secrets_of(args), not args.no_index)
     if args.command == "list":
         for name, s in repository.snapshots():
-            print(f"{name}  generation {s[3]}  {s[0][0]}  {s[1]}:{s[2]}  {','.join(s[6])}  {s[8][4]} bytes")
+            tags, pinned = repository.said(name, s)
+            pin = "  pinned" if pinned else ""
+            print(f"{name}  generation {s[3]}  {s[0][0]}  {s[1]}:{s[2]}  {','.join(tags)}  {s[8][4]} bytes{pin}")
     elif args.command == "ls":
         for path, node in repository.walk(repository.snapshot(args.snapshot)[1][7]):
             print(show(path, node))

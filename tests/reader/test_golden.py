@@ -22,7 +22,7 @@ from blake3 import blake3
 
 import cbor
 from blobs import key_file_secret, recovery_secret
-from common import CHUNK, DATABASE, DIRECTORY, FILE, HEADER, KINDS, LIST, MAP, SYMLINK, TREE, Bad, derive, keyed
+from common import CHUNK, DATABASE, DIRECTORY, FILE, HEADER, KINDS, LIST, MAP, MIB, SYMLINK, TREE, Bad, derive, keyed
 from contents import Repository, split
 from writer import Writer, padme
 
@@ -51,6 +51,9 @@ def describe(repository, node):
         out["target"] = urllib.parse.quote(node[10])
     if node[1] != DATABASE:
         out["mtime"] = node[5][0] * 10**9 + node[5][1]
+    names = [name for name, _ in node.get(12, [])]
+    equal(names, sorted(set(names)), "order of attributes")
+    out["xattrs"] = {name.decode(): value.hex() for name, value in node.get(12, []) if name.startswith(b"user.")}
     return out
 
 
@@ -62,6 +65,8 @@ def check_contents(repository, expected):
         name, snapshot = repository.snapshot(generation["snapshot"])
         equal((snapshot[3], snapshot.get(4)), (generation["generation"], previous), "generation and chain")
         previous = bytes.fromhex(name)
+        equal(repository.said(name, snapshot), (generation["tags"], generation["pinned"]), "tags and pin")
+        equal(snapshot[6], [f"generation-{snapshot[3]}"], "tags that it was made with")
         found = {}
         links = {}
         for path, node in repository.walk(snapshot[7]):
@@ -75,6 +80,13 @@ def check_contents(repository, expected):
         equal(list(links.values()), [[b"app/config.toml", b"app/storage/same-config"]], "hard links")
 
 
+def check_slots(repository):
+    """Snapshots and marks name the slot that opened the repository: there, that of the key file."""
+    made = [snapshot[13] for _, snapshot in repository.snapshots()] + [mark[5] for _, mark in repository.marks()]
+    slots = {blake3(repository.get(path, MIB)).digest() for path in repository.list("keys")}
+    equal((len(made), len(set(made)), set(made) <= slots, len(slots)), (6, 1, True, 3), "slots in use")
+
+
 def check_shapes(repository):
     """What the golden repository is there to hold."""
     deepest, parts, extents = 0, 0, 0
@@ -86,6 +98,7 @@ def check_shapes(repository):
                 parts = max(parts, len(cbor.decode(repository.blob(node[14], TREE)).get(1, [])))
             extents = max(extents, len(node.get(13, [])))
     equal((deepest, parts, extents), (1, 2, 4), "patches, parts of a directory, extents")
+    equal(len(repository.marks()), 4, "marks")
 
 
 # The rules for writing
@@ -184,6 +197,7 @@ def add_all(repository):
     nodes = [{2: 0o644, 3: 0, 4: 0, 5: [-1, 5], **node} for node in nodes]
     snapshot = {0: [1_800_000_000, 0], 1: "golden", 2: "made by hand", 3: 1, 5: [b"x"], 6: [], 12: [1_800_000_000, 0]}
     snapshot |= {7: writer.put_cbor(TREE, {0: nodes}), 8: {n: 0 for n in range(11)}, 9: "writer.py", 10: [], 11: []}
+    snapshot[14] = False
     return writer.commit(snapshot), {b"database": data, b"listed": b"".join(chunks)}
 
 
@@ -218,6 +232,7 @@ def check_golden(golden, binary):
     repository = Repository(root, key)
     repository.verify_packs()
     check_shapes(repository)
+    check_slots(repository)
     if os.path.basename(golden) == WRITTEN:
         check_chunker(repository)
         check_parts(repository)
