@@ -65,8 +65,8 @@ Examples:
   snapshot list --source /srv/app --latest 5
   snapshot list --tag nightly --json
 
-With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, previous, program, files, \
-directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
+With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, previous, program, \
+files, directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
 UTF-8, paths_hex has the bytes of all paths.";
 
 pub const LS: &str = "\
@@ -99,8 +99,8 @@ With --json: snapshot_id, target, files, directories, databases, others, bytes, 
 dry_run, and planned with --dry-run.";
 
 pub const TAG: &str = "\
-A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, and \
-`forget` refuses it. Both can be changed at any time, from several machines at once; the snapshots themselves never \
+A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, \
+and `forget` refuses it. Both can be changed at any time, from several machines at once; the snapshots themselves never \
 change.
 
 Examples:
@@ -112,8 +112,8 @@ Examples:
 With --json: snapshots, an array of objects with id, tags, pinned, changed.";
 
 pub const FORGET: &str = "\
-The data stays until a prune reclaims it; until then `snapshot undo-forget` takes a snapshot back. A pinned snapshot is \
-refused: `snapshot tag --unpin` first.
+The data stays until a prune reclaims it; until then `snapshot undo-forget` takes a snapshot back. A pinned snapshot \
+is refused: `snapshot tag --unpin` first.
 
 Examples:
   snapshot forget 1a2b3c4d
@@ -126,8 +126,8 @@ Examples:
 pub const PRUNE: &str = "\
 The rules count for each source (host and source) alone, by the snapshots' own times. Without a rule no snapshot is \
 dropped, and only the space of what was forgotten is reclaimed. Rules that would drop everything of a source are \
-refused. Pinned snapshots stay. Data is deleted in two steps: a prune marks it, and a prune after the grace time deletes it, unless \
-something needs it by then.
+refused. Pinned snapshots stay. Data is deleted in two steps: a prune marks it, and a prune after the grace time \
+deletes it, unless something needs it by then.
 
 Times are in s, min, h, d, w, mo (30 d) and y (365 d).
 

@@ -90,7 +90,7 @@ impl<'a> Seen<'a> {
             what: format!("{host}:{source}"),
             why: format!(
                 "this machine has seen generation {seen}, and the repository {there}: newer snapshots were \
-                          removed, or an older state of the repository was put back"
+                 removed, or an older state of the repository was put back"
             ),
             hint: Some(format!(
                 "if another machine forgot and pruned them, or you put a copy back, that is all, and deleting {file} \
@@ -167,7 +167,7 @@ fn read(file: &Path) -> Option<Record> {
 fn write(file: &Path, record: &Record) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let source = |((host, source), newest): (&Source, &Newest)| json!({"host": host, "source": source, "generation": newest.generation, "id": newest.id.to_string()});
+    let source = |((host, source), Newest { generation, id }): (&Source, &Newest)| json!({"host": host, "source": source, "generation": generation, "id": id.to_string()});
     let mut object = Map::new();
     object.insert("version".into(), json!(VERSION));
     object.insert("sources".into(), record.iter().map(source).collect());

@@ -265,7 +265,9 @@ fn take_record(r: &mut Reader<'_>) -> Option<Record> {
 }
 
 /// The sealed lengths of the pack blocks, and of the record blocks with the id that each begins with.
-fn parse_table(table: &[u8]) -> Option<(Vec<u32>, Vec<(u32, BlobId)>)> {
+type Table = (Vec<u32>, Vec<(u32, BlobId)>);
+
+fn parse_table(table: &[u8]) -> Option<Table> {
     let mut r = Reader(table);
     let (packs, records) = (r.u32()? as usize, r.u32()? as usize);
     if r.0.len() as u64 != packs as u64 * 4 + records as u64 * 36 {

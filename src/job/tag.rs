@@ -30,8 +30,8 @@ pub struct Tagged {
 /// Changes what is said of snapshots. What holds already is not said again.
 ///
 /// # Errors
-/// [`Error::Usage`] for an empty tag; [`Error::Refused`] for a snapshot that was forgotten meanwhile, after those before
-/// it were marked. Storage errors.
+/// [`Error::Usage`] for an empty tag; [`Error::Refused`] for a snapshot that was forgotten meanwhile: those
+/// before it are marked. Storage errors.
 pub fn run(repo: &Repository, snapshots: Vec<Named>, change: &Change, reporter: &Reporter) -> Result<Vec<Tagged>> {
     if [&change.add, &change.remove].into_iter().chain(&change.set).flatten().any(String::is_empty) {
         return Err(Error::Usage("a tag has at least one character".into()));

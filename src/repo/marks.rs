@@ -143,8 +143,8 @@ impl Repository {
         Ok(marks)
     }
 
-    /// Whether any of these snapshots was pinned by a mark that is in the store now, or may be: a mark that can't be read
-    /// may pin any. A pin that a snapshot was made with counts only if a mark speaks of pins.
+    /// Whether a mark that is in the store now pins any of these snapshots, which were not pinned before; or may pin it,
+    /// because it can't be read.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -161,7 +161,7 @@ impl Repository {
     /// whatever the clock says.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the snapshot was forgotten meanwhile, by a prune that had not seen the mark. Storage errors.
+    /// [`Error::Refused`] if the snapshot was forgotten meanwhile by somebody who had not seen the mark. Storage errors.
     pub fn put_mark(&self, named: &mut Named, note: &MarkNote) -> Result<()> {
         let after = named.marked.newest.map_or(Time { secs: i64::MIN, nanos: 0 }, Time::next);
         let mark = Mark {

@@ -65,14 +65,16 @@ pub(super) fn put_slot(
     Ok(Opened { id, path })
 }
 
-/// Reads a slot with its id.
-fn read_slot(backend: &dyn Backend, path: &str) -> Result<(SlotId, Slot)> {
+/// A slot with its id, or why it can't be read.
+type ReadSlot = Result<(SlotId, Slot)>;
+
+fn read_slot(backend: &dyn Backend, path: &str) -> ReadSlot {
     let bytes = backend.get(path, MAX_SLOT_BYTES as u64)?;
     Ok((SlotId(*blake3::hash(&bytes).as_bytes()), Slot::parse(&bytes, path)?))
 }
 
 /// All slots that are tried, by path.
-fn slots(backend: &dyn Backend) -> Result<Vec<(String, Result<(SlotId, Slot)>)>> {
+fn slots(backend: &dyn Backend) -> Result<Vec<(String, ReadSlot)>> {
     let listed = backend.list(layout::KEYS)?;
     Ok(listed.into_iter().take(MAX_SLOTS).map(|l| (l.path.clone(), read_slot(backend, &l.path))).collect())
 }
@@ -157,7 +159,7 @@ impl Repository {
     /// When the store can't be listed. Slots that can't be read are left out, and so are snapshots and marks.
     pub fn list_slots(&self) -> Result<Vec<KeySlot>> {
         let last_wrote = self.last_writes()?;
-        let describe = |(path, slot): (String, Result<(SlotId, Slot)>)| {
+        let describe = |(path, slot): (String, ReadSlot)| {
             let (id, slot) = slot.ok()?;
             Some(KeySlot {
                 id: path.strip_prefix(layout::KEYS)?.to_owned(),

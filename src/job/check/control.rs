@@ -74,7 +74,8 @@ fn check_marks(repo: &Repository, marks: Marks, reporter: &Reporter) -> Result<(
             reporter,
             &lost.path,
             format!(
-                "{why}; what it says of a snapshot's tags or pin is lost, and no prune forgets anything while it is there"
+                "{why}; what it says of a snapshot's tags or pin is lost, and no prune forgets anything while it is \
+                 there"
             ),
             format!("{PUT_BACK}; else delete it, then look at `snapshot list` and give tags and pins again"),
         );

@@ -213,7 +213,7 @@ struct Fixture {
     snapshots: [SnapshotId; 2],
 }
 
-/// Two generations with a mark for each, a forgotten snapshot, a record of condemned packs, two sessions, two key slots.
+/// Two generations, each with a mark, a forgotten snapshot, a record of condemned packs, two sessions, two key slots.
 fn fixture() -> Fixture {
     let store = Arc::new(Memory::default());
     let repo = Repository::init(store.clone(), &unlock(), KdfCost::default(), "a").unwrap();
