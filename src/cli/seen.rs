@@ -41,8 +41,8 @@ pub struct Seen<'a> {
     context: &'a Context,
     file: Option<PathBuf>,
     record: Record,
-    /// Sources whose newest snapshot is not there, and was not forgotten either as far as can be seen.
-    missing: HashSet<Source>,
+    /// Sources whose newest snapshot was neither forgotten nor pruned, as far as can be seen: it is there, or missing.
+    valid: HashSet<Source>,
 }
 
 impl<'a> Seen<'a> {
@@ -54,7 +54,7 @@ impl<'a> Seen<'a> {
     pub fn compare(context: &'a Context, repo: &Repository) -> Result<Self> {
         let file = context.cache_dir()?.map(|dir| dir.join(FOLDER).join(format!("{}.json", repo.config().id())));
         let record = file.as_deref().and_then(read).unwrap_or_default();
-        let mut seen = Self { context, file, record, missing: HashSet::new() };
+        let mut seen = Self { context, file, record, valid: HashSet::new() };
         if !seen.record.is_empty() {
             seen.look(repo)?;
         }
@@ -62,23 +62,25 @@ impl<'a> Seen<'a> {
     }
 
     fn look(&mut self, repo: &Repository) -> Result<()> {
-        // One that is just being taken back is in one of the two.
-        let mut there = HashSet::new();
-        for folder in [layout::SNAPSHOTS, layout::TOMBS, layout::SNAPSHOTS] {
-            if self.record.values().all(|newest| there.contains(&newest.id)) {
-                return Ok(());
+        let names = |folder| -> Result<HashSet<SnapshotId>> {
+            Ok(repo.backend().list(folder)?.iter().filter_map(|l| SnapshotId::parse(l.name())).collect())
+        };
+        let mut there = names(layout::SNAPSHOTS)?;
+        if self.record.values().any(|newest| !there.contains(&newest.id)) {
+            let forgotten = names(layout::TOMBS)?;
+            // One that was just being taken back was in neither.
+            there.extend(names(layout::SNAPSHOTS)?);
+            let now = newest_of(&repo.read_snapshots()?.0);
+            for (source, seen) in self.record.iter().filter(|(_, newest)| !there.contains(&newest.id)) {
+                let now = now.get(source).map_or(0, |newest| newest.generation);
+                if !forgotten.contains(&seen.id) && now < seen.generation {
+                    self.valid.insert(source.clone());
+                    self.context.reporter.problem(self.problem(source, seen.generation, now));
+                }
             }
-            let listed = repo.backend().list(folder)?;
-            there.extend(listed.iter().filter_map(|l| SnapshotId::parse(l.name())));
         }
-        let now = newest_of(&repo.read_snapshots()?.0);
-        for (source, seen) in &self.record {
-            let now = now.get(source).map_or(0, |newest| newest.generation);
-            if !there.contains(&seen.id) && now < seen.generation {
-                self.missing.insert(source.clone());
-                self.context.reporter.problem(self.problem(source, seen.generation, now));
-            }
-        }
+        let is_there = |(source, newest): (&Source, &Newest)| there.contains(&newest.id).then(|| source.clone());
+        self.valid.extend(self.record.iter().filter_map(is_there));
         Ok(())
     }
 
@@ -99,12 +101,14 @@ impl<'a> Seen<'a> {
         }
     }
 
-    /// Remembers what is there now. What is missing stays remembered, so that the next command warns again.
+    /// Remembers what is newer now. What is missing stays remembered, so that the next command warns again, and so does
+    /// what is there and can't be read.
     pub fn learn(&mut self, snapshots: &[Named]) {
         let mut record = newest_of(snapshots);
-        for source in &self.missing {
-            if let Some(newest) = self.record.get(source) {
-                record.insert(source.clone(), *newest);
+        for (source, seen) in self.record.iter().filter(|(source, _)| self.valid.contains(*source)) {
+            let newest = record.entry(source.clone()).or_insert(*seen);
+            if newest.generation < seen.generation {
+                *newest = *seen;
             }
         }
         self.replace(record);

@@ -167,6 +167,14 @@ impl Repository {
         self.move_snapshot(&layout::snapshot(id), &layout::tomb(id))
     }
 
+    /// Takes back what the one prune that runs has just forgotten itself: it deletes no tombs meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if somebody else took it back. Storage errors.
+    pub fn exhume_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.move_snapshot(&layout::tomb(id), &layout::snapshot(id))
+    }
+
     /// Takes a forgotten snapshot back. The tomb goes last, and must still be there after the snapshot is: a prune
     /// removes the tombs whose packs it is about to delete before it lists the snapshots for the last time.
     ///

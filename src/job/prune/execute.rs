@@ -116,7 +116,7 @@ fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<Outcome
     }
     // Which of them it was is for the next plan to say.
     for id in buried {
-        match repo.unbury_snapshot(id) {
+        match repo.exhume_snapshot(id) {
             // Somebody else was faster.
             Ok(()) | Err(Error::Missing { .. }) => {}
             Err(e) => return Err(e),
