@@ -49,13 +49,15 @@ fn add(context: &Context, session: &Session, args: &KeyAdd, out: &mut Out) -> Re
 }
 
 fn passwd(context: &Context, session: &Session, args: &KeyPasswd, out: &mut Out) -> Result<()> {
+    // Before anything is asked.
+    let old = session.repo.password_slot()?;
     let is_given = args.kdf.kdf_memory.is_some() || args.kdf.kdf_time.is_some();
     let cost = if is_given { Some(cost(&args.kdf)?) } else { None };
     let secret = match &args.new_password_file {
         Some(path) => secrets::password_file(path)?,
         None => secrets::ask_new()?,
     };
-    let id = session.repo.change_password(&secret.unlock, cost)?;
+    let id = session.repo.change_password(&old, &secret.unlock, cost)?;
     done(context, out, "changed the password, which is now", &id)
 }
 

@@ -127,22 +127,30 @@ impl Repository {
         Ok(put_slot(&*self.backend, &self.master, unlock, cost, label)?.id.to_string())
     }
 
-    /// Puts another password in the place of the one that opened the repository, and returns the name of its slot. The
-    /// label stays, and so does the cost unless another is given. The new slot is there, and was read back and opened,
-    /// before the old one goes: cut off in between, both passwords open the repository.
+    /// The slot that opened the repository, if it is one of a password.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the repository was opened with something else than a password, or all slots are taken.
-    pub fn change_password(&self, new: &Unlock, cost: Option<KdfCost>) -> Result<String> {
-        let (id, old) = read_slot(&*self.backend, &self.opened.path)?;
-        if old.kind() != SlotKind::Password || id != self.opened.id {
-            let with = if old.kind() == SlotKind::KeyFile { "a key file" } else { "a recovery code" };
-            return Err(Error::refused(
-                format!("the repository was opened with {with}, so there is no password to change"),
-                "open it with the password to change; or add one with `snapshot key add`, and remove the old one by \
-                 its id",
-            ));
-        }
+    /// [`Error::Refused`] if the repository was opened with something else.
+    pub fn password_slot(&self) -> Result<Slot> {
+        let (_, slot) = read_slot(&*self.backend, &self.opened.path)?;
+        let with = match slot.kind() {
+            SlotKind::Password => return Ok(slot),
+            SlotKind::KeyFile => "a key file",
+            SlotKind::RecoveryCode => "a recovery code",
+        };
+        Err(Error::refused(
+            format!("the repository was opened with {with}, so there is no password to change"),
+            "open it with the password to change; or add one with `snapshot key add`, and remove the old one by its id",
+        ))
+    }
+
+    /// Puts another password in the place of the one that opened the repository, whose slot `old` is, and returns the
+    /// name of the new slot. The label stays, and so does the cost unless another is given. The new slot is there, and
+    /// was read back and opened, before the old one goes: cut off in between, both passwords open the repository.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if all slots are taken. Storage errors.
+    pub fn change_password(&self, old: &Slot, new: &Unlock, cost: Option<KdfCost>) -> Result<String> {
         let added = self.add_slot(new, cost.or(old.cost()).unwrap_or_default(), old.label())?;
         let path = format!("{}{added}", layout::KEYS);
         match read_slot(&*self.backend, &path)?.1.open(new)? {
@@ -297,7 +305,32 @@ fn code_check(secret: &[u8]) -> [u8; CODE_CHECK_BYTES] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::backend::{Faulty, Memory};
+    use crate::report::Reporter;
+
+    #[test]
+    fn a_password_is_changed_or_stays() {
+        let cheap = KdfCost { memory_kib: 19 * 1024, passes: 1, lanes: 1 };
+        let [old, new] = ["old", "new"].map(|text| Unlock::Password(text.into()));
+        let memory = Arc::new(Memory::default());
+        Repository::init(memory.clone(), &old, cheap, "a").unwrap();
+        let open = |unlock, store: Arc<dyn Backend>| Repository::open(store, unlock, "it", &Reporter::silent());
+        // Cut off before the new slot, before the old one goes, and not at all.
+        for (writes, old_opens, new_opens) in [(0, true, false), (1, true, true), (9, false, true)] {
+            let copy = Arc::new(Memory::default());
+            for listed in memory.list("").unwrap() {
+                copy.put(&listed.path, memory.get(&listed.path, u64::MAX).unwrap()).unwrap();
+            }
+            let repo = open(&old, Arc::new(Faulty::new(copy.clone(), writes))).unwrap();
+            let changed = repo.change_password(&repo.password_slot().unwrap(), &new, None);
+            assert_eq!(changed.is_ok(), writes > 1);
+            assert_eq!(open(&old, copy.clone()).is_ok(), old_opens, "{writes}");
+            assert_eq!(open(&new, copy.clone()).is_ok(), new_opens, "{writes}");
+        }
+    }
 
     #[test]
     fn recovery_codes_survive_sloppy_typing_only() {

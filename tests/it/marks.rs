@@ -289,6 +289,29 @@ fn a_repository_put_back_is_noticed() {
 }
 
 #[test]
+fn a_newest_snapshot_that_is_gone_is_noticed() {
+    let world = generations(3);
+    let path = world.at("repo/snapshots").join(id(&world, 2));
+    // As long as it can't be read only, that is what is said, and it is not thought to be gone.
+    fs::write(&path, "").unwrap();
+    let ran = world.run(["list"]).expect(1);
+    assert!(!ran.stderr.contains("this machine"), "{}", ran.stderr);
+    fs::remove_file(&path).unwrap();
+    world.run(["list"]).expect(0).names(["generation 3", "ends at 2"]);
+    // One that is older is nobody's concern.
+    world.ok(["create", "data"]);
+    fs::remove_file(world.at("repo/snapshots").join(id(&world, 0))).unwrap();
+    let ran = world.ok(["list"]);
+    assert!(ran.stderr.is_empty(), "{}", ran.stderr);
+    // A damaged memory is none.
+    for entry in fs::read_dir(world.at("cache/snapshot/seen")).unwrap() {
+        fs::write(entry.unwrap().path(), "[").unwrap();
+    }
+    world.ok(["list"]);
+    assert_eq!(fs::read_dir(world.at("cache/snapshot/seen")).unwrap().count(), 1);
+}
+
+#[test]
 fn what_was_forgotten_is_not_missed() {
     let world = generations(4);
     let quiet = |args: &[&str]| {
