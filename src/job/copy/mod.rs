@@ -212,6 +212,10 @@ impl<'a> Copying<'a> {
                 generation: previous.as_ref().map_or(1, |p| p.snapshot.generation + 1),
                 previous: previous.map(|p| p.id),
                 tree,
+                // As they are now: marks stay where they are.
+                tags: named.tags().to_vec(),
+                pinned: named.is_pinned(),
+                slot: Some(self.to.slot()),
                 ..named.snapshot
             };
             self.to.rescue_condemned(tree, self.reporter)?;
