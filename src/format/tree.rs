@@ -271,6 +271,12 @@ impl Tree {
 }
 
 impl Node {
+    /// Major and minor number of a device node, which Linux mixes in one.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        let n = self.rdev?;
+        Some(((n >> 32 & 0xffff_f000 | n >> 8 & 0xfff) as u32, (n >> 12 & 0xffff_ff00 | n & 0xff) as u32))
+    }
+
     /// Length of what has no fixed length.
     fn variable_bytes(&self) -> usize {
         let xattrs = self.xattrs.iter().flatten().map(|x| x.name.len() + x.value.len()).sum::<usize>();
@@ -347,6 +353,15 @@ mod tests {
         assert!(Tree::decode(&encode(vec![Node { extents: Some(vec![0, 2]), ..file("a") }])).is_err());
         assert!(Tree::decode(&encode(vec![Node { extents: Some(vec![u64::MAX, 2]), ..file("a") }])).is_err());
         assert!(Tree::decode(&encode(vec![Node { content: None, ..file("a") }])).is_err());
+    }
+
+    #[test]
+    fn device_numbers() {
+        let device = |rdev| Node { rdev, ..Node::bare(b"d", NodeKind::CharDevice) }.device();
+        assert_eq!(device(None), None);
+        assert_eq!(device(Some(0x0801)), Some((8, 1)));
+        // As makedev(3) of the GNU C library puts 0x12345678 and 0x9abcdef0 together.
+        assert_eq!(device(Some(0x1234_59ab_cde6_78f0)), Some((0x1234_5678, 0x9abc_def0)));
     }
 
     #[test]

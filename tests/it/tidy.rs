@@ -28,7 +28,7 @@ const GROUND: [&str; 4] = ["id", "error", "report", "clock"];
 const SHARED_BY_JOBS: &str = "policy";
 
 /// Where each crate may be used.
-const CRATES: [(&str, &[&str]); 24] = [
+const CRATES: [(&str, &[&str]); 25] = [
     ("argon2", &["crypto.rs"]),
     ("blake3", &["chunker.rs", "crypto.rs", "format/", "index.rs", "repo/", "source/capture.rs", "job/"]),
     ("chacha20poly1305", &["crypto.rs"]),
@@ -37,7 +37,7 @@ const CRATES: [(&str, &[&str]); 24] = [
     ("crossbeam_channel", &["repo/", "job/create/pipeline.rs"]),
     ("ctrlc", &["cli/context.rs"]),
     ("getrandom", &["crypto.rs"]),
-    ("ignore", &["source/exclude.rs", "job/restore/plan.rs"]),
+    ("ignore", &["source/exclude.rs", "job/restore/plan.rs", "job/find.rs"]),
     ("indicatif", &["cli/progress.rs"]),
     ("jiff", &["cli/", "job/policy.rs"]),
     ("minicbor", &["id.rs", "chunker.rs", "crypto.rs", "format/"]),
@@ -49,6 +49,7 @@ const CRATES: [(&str, &[&str]); 24] = [
     ("rustix", &["source/", "job/create/", "job/restore/"]),
     ("serde", &["cli/"]),
     ("serde_json", &["cli/"]),
+    ("tar", &["job/look/tar.rs"]),
     ("thiserror", &["error.rs"]),
     ("tokio", &["backend/local.rs"]),
     ("zeroize", &["crypto.rs"]),
