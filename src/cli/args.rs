@@ -11,6 +11,10 @@ use snapshot::job::prune::Limit;
 
 use super::{help, parse};
 
+mod look;
+
+pub use look::{Cat, Diff, Dump, Find, Ls, Object, Stats};
+
 /// Encrypted, deduplicated snapshots of applications that keep a live SQLite database and files.
 #[derive(Debug, Parser)]
 #[command(name = "snapshot", version, after_help = help::TOP_SHORT, after_long_help = help::TOP)]
@@ -75,7 +79,13 @@ pub enum Command {
     /// Show the files in a snapshot
     #[command(after_long_help = help::LS)]
     Ls(Ls),
-    /// Write one file or database of a snapshot to standard output
+    /// Find names in all snapshots
+    #[command(after_long_help = help::FIND)]
+    Find(Find),
+    /// Show what differs between two snapshots, down to the tables of databases
+    #[command(after_long_help = help::DIFF)]
+    Diff(Diff),
+    /// Write a file or database of a snapshot, or an archive of a directory, to standard output
     #[command(after_long_help = help::DUMP)]
     Dump(Dump),
     /// Get a snapshot back
@@ -96,6 +106,12 @@ pub enum Command {
     /// Look for damage in the repository
     #[command(after_long_help = help::CHECK)]
     Check(Check),
+    /// Show what snapshots hold, what they cost, and what forgetting them would free
+    #[command(after_long_help = help::STATS)]
+    Stats(Stats),
+    /// Show a stored object as JSON, or the bytes of a blob
+    #[command(after_long_help = help::CAT)]
+    Cat(Cat),
     /// Mend what `check` found, never deleting what can still be read
     #[command(subcommand, after_long_help = help::REPAIR)]
     Repair(Repair),
@@ -214,41 +230,6 @@ pub struct List {
     /// Only the newest N of each source
     #[arg(long, value_name = "N")]
     pub latest: Option<usize>,
-}
-
-/// `ls`
-#[derive(Debug, Args)]
-pub struct Ls {
-    /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
-    #[arg(value_name = "SNAP")]
-    pub snapshot: String,
-    /// Show only this directory or file
-    pub path: Option<OsString>,
-    /// Show permissions, owner, size and time, too
-    #[arg(short, long)]
-    pub long: bool,
-    /// Go into directories: the default
-    #[arg(short = 'R', long, overrides_with = "no_recursive")]
-    pub recursive: bool,
-    /// Don't go into directories
-    #[arg(long, overrides_with = "recursive")]
-    pub no_recursive: bool,
-    /// What `latest` is taken from.
-    #[command(flatten)]
-    pub filters: Filters,
-}
-
-/// `dump`
-#[derive(Debug, Args)]
-pub struct Dump {
-    /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
-    #[arg(value_name = "SNAP")]
-    pub snapshot: String,
-    /// The file or database in it
-    pub path: OsString,
-    /// What `latest` is taken from.
-    #[command(flatten)]
-    pub filters: Filters,
 }
 
 /// When a restore writes over what is there.

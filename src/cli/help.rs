@@ -25,7 +25,8 @@ Exit status:
   3 snapshot made, but some of the source could not be read
   4 check found damage            130 interrupted
   5 restore incomplete; what is there is exact
-`list`, `tag`, `prune` and `repair` end with 1 if something could not be read, after doing all the rest.
+`list`, `ls`, `find`, `diff`, `stats`, `tag`, `prune` and `repair` end with 1 if something could not be read, after \
+doing all the rest.
 
 With --json, standard output is one document; \"version\" in it (1 now) rises when a field goes or changes its \
 meaning. Standard error has one object a line: \"type\" is progress, problem, note or error.";
@@ -70,20 +71,96 @@ files, directories, databases, bytes, bytes_read, bytes_new, bytes_stored, secon
 UTF-8, paths_hex has the bytes of all paths.";
 
 pub const LS: &str = "\
+Owners are shown by the names they had where the snapshot was taken. After the permissions, `*` marks a database, `+` \
+access control lists, `@` other extended attributes.
+
 Examples:
   snapshot ls latest
   snapshot ls -l latest app/storage
+  snapshot ls --tree latest
   snapshot ls --no-recursive latest~2:app
 
 With --json: snapshot_id and nodes, an array of objects with path (and path_hex if it is not UTF-8), type, mode, uid, \
-gid, mtime, and where they apply size, target, unverified.";
+gid, mtime, and where they apply user, group, ctime, inode, size, target, device (major, minor), hard_link (a number \
+that other names of the same file have, too), xattrs (name and value, in hex if they are not UTF-8), extents (offset \
+and length of each stretch of data of a sparse file), database (page_bytes, pages, wal_mode, captured), unverified.";
+
+pub const FIND: &str = "\
+A pattern without a slash is compared with names, one with a slash with paths in the snapshots: `/app/*.db` is right \
+below app, `**/cache/*` in any directory called cache. `!*.tmp` after others takes names out again. Something that \
+several generations in a row have unchanged is shown once, with the range of their numbers and ids. The status is 0 \
+also when nothing is found, and 1 if something could not be searched.
+
+Examples:
+  snapshot find invoice.pdf
+  snapshot find -i '*.PDF' --newer 30d
+  snapshot find -l --type database '*' --latest 1
+  snapshot find --snapshot latest:app/storage '*.png'
+
+With --json: snapshots_searched, and matches, an array of objects as of `ls` with also host, source, count, first and \
+last (each with id, generation, time), and snapshots (the ids of all that have it). Databases come without pages.";
+
+pub const DIFF: &str = "\
+Each line begins with what happened: `+` new, `-` gone, `M` another content, `T` another kind of thing, and with \
+--metadata `U` other permissions, owner, time or attributes only. For a database, the tables and indexes that the \
+changed pages belong to follow, with the number of rows where that can be counted by reading little.
+
+Examples:
+  snapshot diff latest~1 latest
+  snapshot diff 1a2b3c4d latest --metadata
+  snapshot diff latest~7:app/storage latest:app/storage
+
+With --json: before and after (id, generation, time), summary (added, removed, changed, metadata), and changes, an \
+array of objects with path, change (added, removed, changed), type, size, type_before, size_before, aspects (of kind, \
+content, mode, owner, mtime, xattrs) and for a database, database (page_bytes, pages, pages_before, pages_changed, \
+tables, free, overflow, pointer_map, lock, tables_unknown). A table has type, name, table, change, pages, pages_left, \
+and where counted rows_more, rows, rows_before.";
+
+pub const STATS: &str = "\
+SIZE is the length of all files and databases, ADDED what the snapshot made the repository grow by when it was taken, \
+ALONE what no other snapshot needs: that much is freed by forgetting this one alone, once a prune has run. Only \
+metadata is read.
+
+Examples:
+  snapshot stats
+  snapshot stats --source /srv/app --latest 7
+  snapshot stats latest
+  snapshot stats latest:app/storage
+
+With --json: sources (host, source, snapshots, …), whole, and overhead (total, packs, directories, padding, unused, \
+condemned, unknown_packs, index, other); `stats SNAP`: snapshot_id, path, files, directories, databases, logical, \
+unique and alone. Sizes of blobs (unique, alone) have blobs, plain (their length) and stored (compressed), in bytes.";
+
+pub const CAT: &str = "\
+An id is given by as many digits as make it unique.
+
+Examples:
+  snapshot cat config
+  snapshot cat snapshot latest
+  snapshot cat tree latest:app
+  snapshot cat map latest:app/data.db
+  snapshot cat index                what all index files hold
+  snapshot cat index 5e6f           one of them, whole
+  snapshot cat pack 9a0b1c
+  snapshot cat blob 1a2b3c4d > bytes
+
+All but blob is JSON, for people without --json and on one line with it. Fields are those of repo-format.md; bytes that \
+are not UTF-8 are in hex, under a name that ends with _hex.";
 
 pub const DUMP: &str = "\
+A database is written as of its capture, complete in one file. A directory becomes a tar archive in the pax format, with \
+owners, times to the nanosecond, extended attributes, hard links and holes; names in it begin with the path given. If \
+something can't be read, the status is 1 and the archive ends there, cut off, so that no reader takes it for complete; \
+with --output there is no file then.
+
 Examples:
   snapshot dump latest app/storage/1.pdf > 1.pdf
-  snapshot dump latest~1 app/data.db > data.db
+  snapshot dump latest~1 app/data.db -o data.db
+  snapshot dump latest app | tar x -C /tmp/out --xattrs --xattrs-include='*'
+  snapshot dump latest:app -o app.tar
+  snapshot dump latest | zstd > all.tar.zst
 
-A database is written as of its capture, complete in one file.";
+With --json and --output: snapshot_id, path, output, archive, bytes.";
 
 pub const RESTORE: &str = "\
 Paths go below the target as they were given to `create`, without a leading slash: after `create data`, \

@@ -101,7 +101,8 @@ fn price(slot: &KeySlot) -> String {
     slot.cost.map_or_else(|| "-".into(), |c| format!("{} x {}", size(u64::from(c.memory_kib) << 10), c.passes))
 }
 
-fn to_json(slot: &KeySlot) -> Value {
+/// A slot, without what is secret.
+pub fn to_json(slot: &KeySlot) -> Value {
     let cost = |c: KdfCost| json!({"memory_kib": c.memory_kib, "passes": c.passes, "lanes": c.lanes});
     json!({
         "id": slot.id,

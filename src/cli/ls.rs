@@ -1,17 +1,17 @@
 //! `snapshot ls`
 
-use serde_json::{Map, Value, json};
-
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use snapshot::error::{Error, Result};
-use snapshot::format::tree::{Node, NodeKind};
 use snapshot::job::look::{self, Listed};
+use snapshot::repo::Repository;
+use snapshot::report::{Problem, Severity};
 
 use super::args::Ls;
 use super::context::Context;
-use super::output::{JSON_VERSION, Out, clean_path, local_time, put_path, rfc3339};
+use super::nodes::{Owners, Style, to_json};
+use super::output::{JSON_VERSION, Out};
 
 /// Shows the files in a snapshot.
 pub fn run(context: &Context, args: Ls, out: &mut Out) -> Result<()> {
@@ -20,22 +20,72 @@ pub fn run(context: &Context, args: Ls, out: &mut Out) -> Result<()> {
     if let Some(path) = &args.path {
         selected.sub_path.extend(components(path)?);
     }
+    let owners = Owners::of(&selected.named.snapshot);
     let recursive = !args.no_recursive;
+    let with_pages = args.long || context.global.json;
+    let pages = |listed: &Listed| if with_pages { pages(context, &session.repo, listed) } else { None };
     if !context.global.json {
+        let style = Style { numeric: args.numeric, human: args.human, terminal: out.is_terminal() };
+        let mut branches = Branches::default();
         return look::ls(&session.repo, &selected, recursive, &mut |listed| {
             context.reporter.check_interrupt()?;
-            out.line(to_line(&listed, args.long, out.is_terminal()))
+            let mut line = Vec::new();
+            if args.long {
+                line.extend(style.before(&listed.node, &owners).bytes());
+            }
+            if args.tree {
+                line.extend(branches.before(&listed).bytes());
+                line.extend(style.name(&listed.node.name));
+            } else {
+                line.extend(style.name(&listed.path));
+            }
+            if args.long {
+                line.extend(style.after(&listed.node, pages(&listed)));
+            }
+            out.line(line)
         });
     }
     // One document, written as it comes: a snapshot may have millions of files.
     out.text(format!("{{\"version\":{JSON_VERSION},\"snapshot_id\":\"{}\",\"nodes\":[", selected.named.id))?;
-    let mut first = true;
+    let mut comma = "";
     look::ls(&session.repo, &selected, recursive, &mut |listed| {
         context.reporter.check_interrupt()?;
-        let comma = if std::mem::take(&mut first) { "" } else { "," };
-        out.text(format!("{comma}{}", to_json(&listed)))
+        let node = serde_json::Value::from(to_json(&listed.path, &listed.node, &owners, pages(&listed)));
+        out.text(format!("{}{node}", std::mem::replace(&mut comma, ",")))
     })?;
     out.line("]}")
+}
+
+/// Length and number of a database's pages. A map that can't be read is reported, and the rest is shown.
+fn pages(context: &Context, repo: &Repository, listed: &Listed) -> Option<(u32, u64)> {
+    let read = look::database_pages(repo, listed.node.database.as_ref()?);
+    read.map_err(|e| {
+        context.reporter.problem(Problem {
+            severity: Severity::Damage,
+            what: String::from_utf8_lossy(&listed.path).into_owned(),
+            why: e.to_string(),
+            hint: e.hint().map(str::to_owned),
+        });
+    })
+    .ok()
+}
+
+/// The lines that a tree is drawn with.
+#[derive(Default)]
+struct Branches {
+    /// For each directory around the entry, whether it is the last of its own.
+    is_last: Vec<bool>,
+}
+
+impl Branches {
+    /// What stands before an entry's name.
+    fn before(&mut self, listed: &Listed) -> String {
+        self.is_last.truncate(listed.depth);
+        let mut text: String = self.is_last.iter().map(|is_last| if *is_last { "    " } else { "│   " }).collect();
+        text.push_str(if listed.is_last { "└── " } else { "├── " });
+        self.is_last.push(listed.is_last);
+        text
+    }
 }
 
 /// The parts of a path within a snapshot.
@@ -48,94 +98,10 @@ fn components(path: &OsStr) -> Result<Vec<Vec<u8>>> {
     Ok(parts)
 }
 
-fn to_line(Listed { path, node }: &Listed, long: bool, terminal: bool) -> Vec<u8> {
-    // On a terminal no name may play tricks; a program gets the bytes as they are.
-    let show = |bytes: &[u8]| if terminal { clean_path(bytes).into_bytes() } else { bytes.to_vec() };
-    let mut line = Vec::new();
-    if long {
-        let size = node.size.unwrap_or(0);
-        let when = local_time(node.mtime);
-        line.extend(format!("{} {:>5} {:>5} {size:>12} {when} ", mode(node), node.uid, node.gid).bytes());
-    }
-    line.extend(show(path));
-    if let (true, Some(target)) = (long, &node.target) {
-        line.extend(b" -> ");
-        line.extend(show(target));
-    }
-    if let (true, Some(why)) = (long, &node.unverified) {
-        line.extend(b"  (unverified: ");
-        line.extend(show(why.as_bytes()));
-        line.push(b')');
-    }
-    line
-}
-
-fn letter(kind: NodeKind) -> char {
-    match kind {
-        NodeKind::File | NodeKind::Database => '-',
-        NodeKind::Directory => 'd',
-        NodeKind::Symlink => 'l',
-        NodeKind::Fifo => 'p',
-        NodeKind::CharDevice => 'c',
-        NodeKind::BlockDevice => 'b',
-        NodeKind::Socket => 's',
-    }
-}
-
-fn word(kind: NodeKind) -> &'static str {
-    match kind {
-        NodeKind::File => "file",
-        NodeKind::Database => "database",
-        NodeKind::Directory => "directory",
-        NodeKind::Symlink => "symlink",
-        NodeKind::Fifo => "fifo",
-        NodeKind::CharDevice => "char-device",
-        NodeKind::BlockDevice => "block-device",
-        NodeKind::Socket => "socket",
-    }
-}
-
-/// As `ls -l` writes it; a database is marked by `*` at the end.
-fn mode(node: &Node) -> String {
-    let mut text = String::from(letter(node.kind));
-    for (shift, special, small, large) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')] {
-        let bits = node.mode >> shift;
-        text.push(if bits & 4 != 0 { 'r' } else { '-' });
-        text.push(if bits & 2 != 0 { 'w' } else { '-' });
-        text.push(match (bits & 1 != 0, node.mode & special != 0) {
-            (true, true) => small,
-            (false, true) => large,
-            (true, false) => 'x',
-            (false, false) => '-',
-        });
-    }
-    text.push(if node.kind == NodeKind::Database { '*' } else { ' ' });
-    text
-}
-
-fn to_json(Listed { path, node }: &Listed) -> Value {
-    let mut object = Map::new();
-    put_path(&mut object, "path", path);
-    object.insert("type".into(), json!(word(node.kind)));
-    object.insert("mode".into(), json!(node.mode));
-    object.insert("uid".into(), json!(node.uid));
-    object.insert("gid".into(), json!(node.gid));
-    object.insert("mtime".into(), json!(rfc3339(node.mtime)));
-    if let Some(size) = node.size {
-        object.insert("size".into(), json!(size));
-    }
-    if let Some(target) = &node.target {
-        put_path(&mut object, "target", target);
-    }
-    if let Some(why) = &node.unverified {
-        object.insert("unverified".into(), json!(why));
-    }
-    object.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use snapshot::format::tree::{Node, NodeKind};
 
     #[test]
     fn paths_within_a_snapshot() {
@@ -144,14 +110,16 @@ mod tests {
     }
 
     #[test]
-    fn long_lines() {
-        let node = Node { mode: 0o4751, size: Some(7), ..Node::bare(b"a", NodeKind::Database) };
-        assert_eq!(mode(&node), "-rwsr-x--x*");
-        let node = Node { mode: 0o1666, target: Some(b"x\n".to_vec().into()), ..Node::bare(b"a", NodeKind::Symlink) };
-        assert_eq!(mode(&node), "lrw-rw-rwT ");
-        let listed = Listed { path: b"d/a".to_vec(), node };
-        assert!(to_line(&listed, true, true).ends_with(b" d/a -> x\\n"));
-        assert!(to_line(&listed, true, false).ends_with(b" d/a -> x\n"));
-        assert_eq!(to_line(&listed, false, false), b"d/a");
+    fn a_tree_is_drawn() {
+        let mut branches = Branches::default();
+        let mut line = |depth, is_last| {
+            let node = Node::bare(b"x", NodeKind::File);
+            branches.before(&Listed { path: vec![], node, depth, is_last })
+        };
+        assert_eq!(line(0, false), "├── ");
+        assert_eq!(line(1, true), "│   └── ");
+        assert_eq!(line(2, true), "│       └── ");
+        assert_eq!(line(0, true), "└── ");
+        assert_eq!(line(1, false), "    ├── ");
     }
 }

@@ -2,13 +2,16 @@
 //! directories; thin, since what the commands do is in [`snapshot::job`].
 
 mod args;
+mod cat;
 mod check;
 mod completions;
 mod context;
 mod copy;
 mod create;
+mod diff;
 mod dump;
 mod env;
+mod find;
 mod forget;
 mod help;
 mod init;
@@ -17,6 +20,7 @@ mod list;
 mod location;
 mod ls;
 mod make;
+mod nodes;
 mod output;
 mod parse;
 mod progress;
@@ -25,6 +29,7 @@ mod repair;
 mod restore;
 mod secrets;
 mod seen;
+mod stats;
 mod tag;
 mod unlock;
 
@@ -75,6 +80,8 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Create(args) => create::run(context, *args, out),
         Command::List(args) => list::run(context, args, out),
         Command::Ls(args) => ls::run(context, args, out),
+        Command::Find(args) => find::run(context, args, out),
+        Command::Diff(args) => diff::run(context, args, out),
         Command::Dump(args) => dump::run(context, args, out),
         Command::Restore(args) => restore::run(context, args, out),
         Command::Tag(args) => tag::run(context, args, out),
@@ -82,6 +89,8 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::UndoForget(args) => forget::undo(context, &args, out),
         Command::Prune(args) => prune::run(context, args, out),
         Command::Check(args) => check::run(context, &args, out),
+        Command::Stats(args) => stats::run(context, args, out),
+        Command::Cat(args) => cat::run(context, &args, out),
         Command::Repair(args) => repair::run(context, &args, out),
         Command::Key(args) => key::run(context, &args, out),
         Command::Copy(args) => copy::run(context, *args, out),
@@ -99,9 +108,14 @@ fn weigh(command: &Command) -> Weigh {
         Command::Create(_) => |s| if s == Severity::Source { 3 } else { 0 },
         Command::Restore(_) => |s| if s == Severity::Restore { 5 } else { 0 },
         Command::Check(_) => |s| if s == Severity::Note { 0 } else { 4 },
-        Command::List(_) | Command::Tag(_) | Command::Prune(_) | Command::Repair(_) => {
-            |s| if s == Severity::Damage { 1 } else { 0 }
-        }
+        Command::List(_)
+        | Command::Ls(_)
+        | Command::Find(_)
+        | Command::Diff(_)
+        | Command::Stats(_)
+        | Command::Tag(_)
+        | Command::Prune(_)
+        | Command::Repair(_) => |s| if s == Severity::Damage { 1 } else { 0 },
         _ => |_| 0,
     }
 }
@@ -153,6 +167,9 @@ mod tests {
             (&["snapshot", "list"], [0, 0, 0, 1, 0]),
             (&["snapshot", "prune"], [0, 0, 0, 1, 0]),
             (&["snapshot", "forget", "ab"], [0, 0, 0, 0, 0]),
+            (&["snapshot", "find", "x"], [0, 0, 0, 1, 0]),
+            (&["snapshot", "diff", "latest~1", "latest"], [0, 0, 0, 1, 0]),
+            (&["snapshot", "stats"], [0, 0, 0, 1, 0]),
         ] {
             assert_eq!(all.map(|severity| status(line, severity)), expected, "{line:?}");
         }

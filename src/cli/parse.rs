@@ -104,6 +104,23 @@ pub fn time(text: &str) -> Result<Time, String> {
     Ok(Time { secs: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 })
 }
 
+/// A point in time: RFC 3339, a day or a day and time in this machine's time zone, or how long ago it was.
+pub fn moment(text: &str) -> Result<Time, String> {
+    let local = || {
+        let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+        let stamp = civil.to_zoned(jiff::tz::TimeZone::system()).ok()?.timestamp();
+        Some(Time { secs: stamp.as_second(), nanos: stamp.subsec_nanosecond().try_into().ok()? })
+    };
+    if let Some(time) = time(text).ok().or_else(local) {
+        return Ok(time);
+    }
+    let now = snapshot::clock::now();
+    let age = duration(text).ok().and_then(|age| now.secs.checked_sub(age));
+    let refuse =
+        || format!("\"{text}\" is no time: write it like 2026-03-01, 2026-03-01T22:00:00Z, or 30d for its age");
+    age.map(|secs| Time { secs, ..now }).ok_or_else(refuse)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +171,19 @@ mod tests {
         assert_eq!(time("1969-12-31T23:59:59.75Z"), Ok(Time { secs: -1, nanos: 750_000_000 }));
         for bad in ["", "yesterday", "2026-03-01", "2026-03-01T22:00:00"] {
             assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moments() {
+        assert_eq!(moment("1970-01-01T01:00:01.5+01:00"), time("1970-01-01T00:00:01.5Z"));
+        let day = moment("2026-03-01").unwrap();
+        assert_eq!(moment("2026-03-01T00:00:00"), Ok(day));
+        assert_eq!(moment("2026-03-02").map(|next| next.secs - day.secs), Ok(86_400));
+        let age = snapshot::clock::now().secs - moment("2d").unwrap().secs;
+        assert!((172_800..172_900).contains(&age));
+        for bad in ["", "yesterday", "2026-13-01", "5"] {
+            assert!(moment(bad).is_err(), "{bad}");
         }
     }
 }

@@ -119,8 +119,11 @@ pub fn find_blob(repo: &Repository, kind: Option<BlobType>, prefix: &str) -> Res
         let whole = unhex(&digits[..digits.len() & !1]).unwrap_or_default();
         id.0.starts_with(&whole) && hex(&id.0).starts_with(&digits)
     };
-    let mut found: Vec<BlobId> =
-        index.iter().filter(|(id, place)| kind.is_none_or(|kind| place.kind == kind) && fits(id)).map(|(id, _)| *id).collect();
+    let mut found: Vec<BlobId> = index
+        .iter()
+        .filter(|(id, place)| kind.is_none_or(|kind| place.kind == kind) && fits(id))
+        .map(|(id, _)| *id)
+        .collect();
     found.sort();
     found.dedup();
     let id = only(found, name, prefix)?;
@@ -162,8 +165,7 @@ pub fn map(repo: &Repository, id: &BlobId) -> Result<MapNode> {
     if let Ok(children) = Inner::decode(&bytes) {
         return Ok(MapNode::Inner(children));
     }
-    let (leaf, changes) =
-        StoredLeaf::decode(&bytes).map_err(|why| Error::corrupt(format!("page map {id}"), why))?;
+    let (leaf, changes) = StoredLeaf::decode(&bytes).map_err(|why| Error::corrupt(format!("page map {id}"), why))?;
     Ok(MapNode::Leaf(leaf, changes))
 }
 
@@ -199,7 +201,9 @@ mod tests {
         assert_eq!(tree(repo, &tree_id).unwrap().nodes.len(), 2);
         let MapNode::Root(root) = map(repo, &map_id).unwrap() else { panic!("a root") };
         let leaf = crate::format::tree::split_ids(&root.children).unwrap()[0];
-        assert!(matches!(map(repo, &leaf).unwrap(), MapNode::Leaf(stored, entries) if stored.pages == 3 && entries.len() == 3));
+        assert!(
+            matches!(map(repo, &leaf).unwrap(), MapNode::Leaf(stored, entries) if stored.pages == 3 && entries.len() == 3)
+        );
 
         let id = selected.named.id.to_string();
         assert!(!snapshot(repo, &id[..8]).unwrap().1);
@@ -208,6 +212,9 @@ mod tests {
         let listed = repo.backend().list(layout::DATA_PACKS).unwrap();
         let info = pack(repo, listed[0].name()).unwrap();
         assert_eq!(info.frames.iter().map(|frame| frame.entries.len()).sum::<usize>(), 2);
-        assert!(matches!(object(repo, &[layout::KEYS, layout::SNAPSHOTS], "key slot", "zz"), Err(Error::Unknown { .. })));
+        assert!(matches!(
+            object(repo, &[layout::KEYS, layout::SNAPSHOTS], "key slot", "zz"),
+            Err(Error::Unknown { .. })
+        ));
     }
 }

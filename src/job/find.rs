@@ -125,7 +125,8 @@ impl<'a> Finder<'a> {
     /// # Errors
     /// [`Error::Usage`] for a pattern that can't be read or would match nothing.
     pub fn new(repo: &'a Repository, query: Query, reporter: &'a Reporter) -> Result<Self> {
-        let refuse = |pattern: &str, why: &dyn std::fmt::Display| Error::Usage(format!("the pattern \"{pattern}\": {why}"));
+        let refuse =
+            |pattern: &str, why: &dyn std::fmt::Display| Error::Usage(format!("the pattern \"{pattern}\": {why}"));
         let mut builder = GitignoreBuilder::new("");
         builder.case_insensitive(query.ignore_case).map_err(|e| Error::Usage(e.to_string()))?;
         for pattern in &query.patterns {
@@ -452,7 +453,10 @@ mod tests {
         assert_eq!(of(Query { older: Some(file.mtime), ..query(&["*"]) }), ["b.db"]);
         assert_eq!(of(query(&["\\#odd"])), ["#odd"]);
         for bad in ["", "#odd", "a{b"] {
-            assert!(matches!(Finder::new(&sample.repo, query(&[bad]), &Reporter::silent()), Err(Error::Usage(_))), "{bad}");
+            assert!(
+                matches!(Finder::new(&sample.repo, query(&[bad]), &Reporter::silent()), Err(Error::Usage(_))),
+                "{bad}"
+            );
         }
         let inside = sample.repo.select("latest:a.db", &Default::default(), &Reporter::silent()).unwrap();
         assert_eq!(search(&sample, &[&inside], query(&["*.db"])), [hit("a.db", 0, 0)]);

@@ -320,7 +320,10 @@ fn overhead(repo: &Repository, used: f64) -> Result<Overhead> {
 /// [`Error::Corrupt`] if some of it can't be read; other snapshots that can't be read are reported as damage.
 pub fn one(repo: &Repository, selected: &Selected, reporter: &Reporter) -> Result<One> {
     let Start::Directory(tree, _) = selected.find(repo, &[])? else {
-        return Err(Error::refused("only whole snapshots and directories have statistics", "name the directory around it"));
+        return Err(Error::refused(
+            "only whole snapshots and directories have statistics",
+            "name the directory around it",
+        ));
     };
     let mut out = One {
         holding: Holding { snapshots: 1, ..Holding::default() },

@@ -359,8 +359,7 @@ impl Version<'_> {
     fn cells(&mut self, numbers: &[u32], tell: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let Self { pages, header, owners } = self;
         pages.each(numbers, &mut |number, bytes| {
-            if let (Use::Tree(tree, _), Some(page)) =
-                (owners.of(number), TreePage::parse(bytes, number, header.usable))
+            if let (Use::Tree(tree, _), Some(page)) = (owners.of(number), TreePage::parse(bytes, number, header.usable))
             {
                 tell(tree, page.cells());
             }

@@ -319,8 +319,15 @@ mod tests {
         let after = vec![sample.file("file", b"newer"), unseen, moded, thing, sample.file("new", b"1"), shared];
         let (before, after) = (sample.snapshot(before), sample.snapshot(after));
         let (found, summary) = changes(&sample, &before, &after);
-        let expected =
-            [("file", 'M'), ("gone", '-'), ("gone/inside", '-'), ("moded", 'U'), ("new", '+'), ("thing", 'T'), ("thing/inside", '+')];
+        let expected = [
+            ("file", 'M'),
+            ("gone", '-'),
+            ("gone/inside", '-'),
+            ("moded", 'U'),
+            ("new", '+'),
+            ("thing", 'T'),
+            ("thing/inside", '+'),
+        ];
         assert_eq!(found, expected.map(|(path, letter)| (path.to_owned(), letter)));
         assert_eq!(summary.added, Tally { files: 2, bytes: 3, ..Tally::default() });
         assert_eq!(summary.removed, Tally { files: 1, directories: 1, bytes: 2, ..Tally::default() });

@@ -162,7 +162,9 @@ struct Walk<'p, 'a> {
 impl Walk<'_, '_> {
     /// Claims the pages of a tree, and returns its leaves.
     fn tree(&mut self, tree: usize) -> Result<Result<Vec<u32>, String>> {
-        let Some(SchemaRow { name, root, .. }) = self.owners.trees.get(tree).cloned() else { return Ok(Ok(Vec::new())) };
+        let Some(SchemaRow { name, root, .. }) = self.owners.trees.get(tree).cloned() else {
+            return Ok(Ok(Vec::new()));
+        };
         let bad = |why: String| Ok(Err(format!("\"{name}\": {why}")));
         let mut level = vec![root];
         for depth in 0..MAX_LEVELS {

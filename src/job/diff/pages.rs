@@ -96,9 +96,13 @@ impl<'a> Pages<'a> {
                 for (id, decoded) in some.iter().zip(self.decoded(some)?) {
                     for (page, at) in by_segment.get(id).into_iter().flatten() {
                         let bytes = decoded.page_with(usize::from(at.slot), &at.hash);
-                        let bytes = bytes.filter(|bytes| bytes.len() == self.root.page_bytes as usize).ok_or_else(|| {
-                            Error::corrupt(format!("segment {id}"), format!("page {page} of the database is not in it"))
-                        })?;
+                        let bytes =
+                            bytes.filter(|bytes| bytes.len() == self.root.page_bytes as usize).ok_or_else(|| {
+                                Error::corrupt(
+                                    format!("segment {id}"),
+                                    format!("page {page} of the database is not in it"),
+                                )
+                            })?;
                         take(*page, bytes);
                     }
                 }

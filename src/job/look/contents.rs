@@ -169,4 +169,3 @@ fn gather(repo: &Repository, root: &Root, pages: &[PageRef]) -> Result<Vec<u8>> 
     }
     Ok(out)
 }
-

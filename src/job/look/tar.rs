@@ -332,7 +332,13 @@ mod tests {
         assert_eq!(names, ["app/", "app/a", "app/b", &long_path, "app/odd", "app/sda1"]);
         assert_eq!((found[1].2, found[2].1, found[2].2), (4, EntryType::Link, 0));
         let record = |member: usize, key: &str| {
-            found[member].3.iter().find(|(k, _)| k == key).unwrap_or_else(|| panic!("{key}: {:?}", found[member])).1.clone()
+            found[member]
+                .3
+                .iter()
+                .find(|(k, _)| k == key)
+                .unwrap_or_else(|| panic!("{key}: {:?}", found[member]))
+                .1
+                .clone()
         };
         assert_eq!(record(3, "path"), long_path.as_bytes());
         assert_eq!(record(3, "SCHILY.xattr.user.a%3D%25"), [0, 255]);
@@ -349,7 +355,10 @@ mod tests {
         assert_eq!(sparse(vec![0, 5], 5), None);
         assert_eq!(sparse(vec![], 9), Some(("1\n9\n0\n".into(), 0)));
         assert_eq!(sparse(vec![5, 5, 10, 0], 10), Some(("1\n5\n5\n".into(), 5)));
-        assert_eq!(sparse(vec![0, 1, 1 << 40, 2], 1 << 41), Some(("3\n0\n1\n1099511627776\n2\n2199023255552\n0\n".into(), 3)));
+        assert_eq!(
+            sparse(vec![0, 1, 1 << 40, 2], 1 << 41),
+            Some(("3\n0\n1\n1099511627776\n2\n2199023255552\n0\n".into(), 3))
+        );
     }
 
     #[test]
@@ -372,7 +381,9 @@ mod tests {
             assert!(!out.ends_with(&ZEROS) && out.len() > BLOCK_BYTES);
             let mut read = ::tar::Archive::new(&out[..]);
             let whole = read.entries().unwrap().all(|entry| {
-                entry.and_then(|mut entry| std::io::copy(&mut entry, &mut std::io::sink()).map(|n| (n, entry.size()))).is_ok_and(|(n, size)| n == size)
+                entry
+                    .and_then(|mut entry| std::io::copy(&mut entry, &mut std::io::sink()).map(|n| (n, entry.size())))
+                    .is_ok_and(|(n, size)| n == size)
             });
             assert!(!whole, "lose_tree {lose_tree}");
         }
