@@ -64,7 +64,7 @@ pub enum Error {
     /// The user named something that isn't there.
     #[error("no {kind} matches \"{name}\"")]
     Unknown {
-        /// "snapshot", "path", "key slot".
+        /// "snapshot", "path", "key slot", "blob", …
         kind: &'static str,
         /// As the user wrote it.
         name: String,
@@ -169,14 +169,14 @@ impl Error {
             Self::Locked { .. } => "try again when it has ended",
             Self::Corrupt { .. } | Self::Missing { .. } => "run `snapshot check` to see what is affected",
             Self::Unknown { kind: "snapshot", .. } => "`snapshot list` shows what there is",
-            Self::Unknown { .. } => "`snapshot ls SNAPSHOT` shows what there is",
+            Self::Unknown { kind: "path", .. } => "`snapshot ls SNAPSHOT` shows what there is",
             Self::Unsupported { .. } => "install the current release",
             Self::Storage { full: true, .. } => {
                 "free some space (`snapshot prune --instant` frees what no snapshot needs) and run the command again"
             }
             Self::Storage { .. } => "nothing was lost; run the command again when the storage answers",
             Self::Refused { hint, .. } => hint,
-            Self::Usage(_) | Self::File { .. } | Self::Interrupted => return None,
+            Self::Usage(_) | Self::File { .. } | Self::Unknown { .. } | Self::Interrupted => return None,
         })
     }
 }

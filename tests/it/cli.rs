@@ -105,10 +105,7 @@ fn ls_and_dump_look_inside() {
     assert_eq!((text(node, "path"), text(node, "type"), number(node, "size")), ("data/a.txt", "file", 5));
     world.run(["ls", "latest", "nowhere"]).expect(1);
     assert_eq!(world.ok(["dump", "latest", "data/sub/b.txt"]).stdout, b"beta");
-    for wrong in ["data", "data/none"] {
-        let ran = world.run(["dump", "latest", wrong]).expect(1);
-        assert!(ran.stdout.is_empty());
-    }
+    assert!(world.run(["dump", "latest", "data/none"]).expect(1).stdout.is_empty());
 }
 
 #[test]
@@ -329,7 +326,22 @@ fn help_and_completions() {
         let script = world.ok(["completions", shell]).text();
         assert!(script.contains("undo-forget") && !script.contains("hold-database"), "{shell}");
     }
-    for command in ["init", "create", "list", "ls", "dump", "restore", "forget", "undo-forget", "prune", "check"] {
+    for command in [
+        "init",
+        "create",
+        "list",
+        "ls",
+        "find",
+        "diff",
+        "dump",
+        "restore",
+        "forget",
+        "undo-forget",
+        "prune",
+        "check",
+        "stats",
+        "cat",
+    ] {
         let short = world.ok([command, "-h"]).text();
         let long = world.ok([command, "--help"]).text();
         assert!(long.contains("Examples:") && !short.contains("Examples:"), "{command}");

@@ -7,11 +7,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)] // A test that panics has failed, which is what it is for.
 
 mod application;
+mod archives;
 mod cli;
 mod copying;
+mod diffs;
 mod faults;
 mod files;
 mod golden;
+mod looking;
 mod marks;
 mod picture;
 mod roles;

@@ -49,7 +49,7 @@ const CRATES: [(&str, &[&str]); 25] = [
     ("rustix", &["source/", "job/create/", "job/restore/"]),
     ("serde", &["cli/"]),
     ("serde_json", &["cli/"]),
-    ("tar", &["job/look/tar.rs"]),
+    ("tar", &["job/look/archive.rs"]),
     ("thiserror", &["error.rs"]),
     ("tokio", &["backend/local.rs"]),
     ("zeroize", &["crypto.rs"]),

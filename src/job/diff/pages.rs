@@ -12,8 +12,8 @@ use crate::id::BlobId;
 use crate::repo::Repository;
 use crate::report::Reporter;
 
-/// Decoded segments of up to 256 KiB that are kept.
-const KEPT_SEGMENTS: usize = 32;
+/// Decoded segments of up to 1 MiB that are kept.
+const KEPT_SEGMENTS: usize = 16;
 /// Pages that are read at once.
 const BATCH_PAGES: usize = 512;
 

@@ -16,8 +16,8 @@ use crate::report::Reporter;
 
 /// Chunks that are read at once, of up to 16 MiB each by the format and 4 MiB by default.
 const CHUNKS_AT_ONCE: usize = 4;
-/// Segments that are read at once, of up to 256 KiB each.
-const SEGMENTS_AT_ONCE: usize = 32;
+/// Segments that are read at once, of up to 1 MiB each.
+const SEGMENTS_AT_ONCE: usize = 16;
 /// Pages of a database are gathered until they have this many bytes, and then written out in order.
 const WINDOW_BYTES: usize = 16 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

@@ -2,8 +2,8 @@
 //!
 //! Reads from the repository only, and writes to nothing but what it is given.
 
+mod archive;
 mod contents;
-mod tar;
 
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
@@ -12,8 +12,8 @@ use crate::format::pagemap::Root;
 use crate::format::tree::{Database, Node, NodeKind};
 use crate::repo::{Repository, Selected, Start};
 
+pub use archive::archive;
 pub use contents::dump;
-pub use tar::archive;
 
 /// One line of a listing.
 #[derive(Debug, Clone)]

@@ -293,7 +293,7 @@ mod tests {
 
     /// Path, kind, size in the archive and pax records of each member, and whether the archive has its end.
     fn members(bytes: &[u8]) -> Vec<(Vec<u8>, EntryType, u64, Vec<(String, Vec<u8>)>)> {
-        let mut archive = ::tar::Archive::new(bytes);
+        let mut archive = tar::Archive::new(bytes);
         let mut out = vec![];
         for entry in archive.entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -347,6 +347,32 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_times_beyond_the_header() {
+        let sample = Sample::new();
+        let reporter = Reporter::silent();
+        let mut out = vec![];
+        let mut archive = Archive {
+            repo: &sample.repo,
+            out: Output { out: &mut out, written: 0, holes: false, reporter: &reporter },
+            users: HashMap::from([(0, "a name that is longer than the header has room for")]),
+            groups: HashMap::new(),
+            links: HashMap::new(),
+            data_end: 0,
+            reporter: &reporter,
+        };
+        let mtime = Time { secs: 1 << 40, nanos: 0 };
+        let node = Node { mtime, mode: 0o7777, ..Node::bare(b"large", NodeKind::File) };
+        archive.head(b"large", &node, EntryType::Regular, 9 << 30, None, Records::new()).unwrap();
+        let mut read = tar::Archive::new(&out[..]);
+        let mut entry = read.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!((entry.size(), entry.header().mode().unwrap()), (9 << 30, 0o7777));
+        let records: Vec<_> = entry.pax_extensions().unwrap().unwrap().map(|r| r.unwrap()).collect();
+        let value = |key| records.iter().find(|r| r.key() == Ok(key)).and_then(|r| r.value().ok());
+        assert_eq!((value("size"), value("mtime")), (Some("9663676416"), Some("1099511627776")));
+        assert_eq!(value("uname"), Some("a name that is longer than the header has room for"));
+    }
+
+    #[test]
     fn the_map_of_a_sparse_file() {
         let sparse = |extents: Vec<u64>, size| {
             let node = Node { size: Some(size), extents: Some(extents), ..Node::bare(b"s", NodeKind::File) };
@@ -379,7 +405,7 @@ mod tests {
             let done = archive(&sample.repo, &selected, b"app", &mut out, &Reporter::silent());
             assert!(matches!(done, Err(Error::Corrupt { .. })));
             assert!(!out.ends_with(&ZEROS) && out.len() > BLOCK_BYTES);
-            let mut read = ::tar::Archive::new(&out[..]);
+            let mut read = tar::Archive::new(&out[..]);
             let whole = read.entries().unwrap().all(|entry| {
                 entry
                     .and_then(|mut entry| std::io::copy(&mut entry, &mut std::io::sink()).map(|n| (n, entry.size())))
