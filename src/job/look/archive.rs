@@ -292,7 +292,7 @@ mod tests {
     use crate::job::sample::{CHUNK_BYTES, Sample, noise};
 
     /// Path, kind, size in the archive and pax records of each member, and whether the archive has its end.
-    fn members(bytes: &[u8]) -> Vec<(Vec<u8>, EntryType, u64, Vec<(String, Vec<u8>)>)> {
+    fn members(bytes: &[u8]) -> Vec<(Vec<u8>, EntryType, u64, Records)> {
         let mut archive = tar::Archive::new(bytes);
         let mut out = vec![];
         for entry in archive.entries().unwrap() {
