@@ -106,7 +106,11 @@ fn database_lines(change: &Change) -> Vec<String> {
         (database.pointer_map, "of pointers"),
         (database.lock, "for locks"),
     ];
-    let rest: Vec<_> = rest.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", number(*n))).collect();
+    let mut rest: Vec<_> =
+        rest.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", number(*n))).collect();
+    if database.header > 0 {
+        rest.push("the file's header".into());
+    }
     if !rest.is_empty() {
         lines.push(format!("other pages: {}", rest.join(", ")));
     }
@@ -233,6 +237,7 @@ fn database_json(database: &DatabaseChange) -> Value {
         "overflow": database.overflow,
         "pointer_map": database.pointer_map,
         "lock": database.lock,
+        "header": database.header,
         "tables_unknown": database.tables_unknown,
     })
 }

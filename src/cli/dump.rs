@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use snapshot::crypto::random;
 use snapshot::error::{Error, Result};
+use snapshot::id::hex;
 use snapshot::job::look;
 use snapshot::repo::{Repository, Selected, Start, split_path};
 
@@ -101,7 +103,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     let no_name = || Error::refused(format!("{} is no name for a file", path.display()), "name a file to write");
     let mut name = OsString::from(".");
     name.push(path.file_name().ok_or_else(no_name)?);
-    name.push(format!(".snapshot-dump-{}", std::process::id()));
+    name.push(format!(".snapshot-dump-{}", hex(&random::<8>()?)));
     Ok(path.with_file_name(name))
 }
 

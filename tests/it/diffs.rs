@@ -97,6 +97,10 @@ fn truth(before: &Path, after: &Path, page_bytes: usize) -> Truth {
     let (owners, new) = by_sqlite(after, page_bytes);
     let mut pages = BTreeMap::new();
     for (number, page) in (1..).zip(&new) {
+        if number == 1 && old[0][100..] == page[100..] {
+            // The file's header, which every write changes, is no row of the schema.
+            continue;
+        }
         if let Some(owner) = owners.get(&number).filter(|_| old.get(number - 1) != Some(page)) {
             *pages.entry(owner.clone()).or_insert(0) += 1;
         }
@@ -181,6 +185,7 @@ fn compare_with_sqlite(pragmas: &str, page_bytes: usize) {
             (1..).zip(&new).filter(|(n, page)| !owners.contains_key(n) && old.get(n - 1) != Some(page)).count();
         let others = ["free", "overflow", "pointer_map", "lock"].map(|kind| database[kind].as_u64().unwrap());
         assert_eq!(others.iter().sum::<u64>(), unowned as u64, "step {n}: {database}");
+        assert_eq!(database["header"].as_u64(), Some(u64::from(old[0][100..] == new[0][100..])), "step {n}");
         assert_eq!(others[1], 0, "no page of a long row is left over: {database}");
         fs::copy(&path, &before).unwrap();
     }

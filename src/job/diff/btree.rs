@@ -1,6 +1,9 @@
 //! SQLite's pages: the header of a file, b-tree pages, and rows of the schema. Pure; see "Database File Format" on
 //! sqlite.org. Whatever stands in a page may be nonsense: everything is optional and bounded.
 
+/// Bytes of the header that the first page begins with.
+pub(super) const FILE_HEADER_BYTES: usize = 100;
+
 /// What the first page says about the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileHeader {
@@ -73,7 +76,7 @@ const TABLE_LEAF: u8 = 13;
 impl<'a> TreePage<'a> {
     /// `number` counts from 1: the first page begins with the file's header.
     pub(super) fn parse(bytes: &'a [u8], number: u32, usable: usize) -> Option<Self> {
-        let start = if number == 1 { 100 } else { 0 };
+        let start = if number == 1 { FILE_HEADER_BYTES } else { 0 };
         let kind = *bytes.get(start)?;
         let known = matches!(kind, INDEX_INTERIOR | TABLE_INTERIOR | INDEX_LEAF | TABLE_LEAF);
         known.then_some(Self { bytes, usable, start, kind })

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::btree::{FileHeader, TreePage, be32};
+use super::btree::{FILE_HEADER_BYTES, FileHeader, TreePage, be32};
 use super::owners::{self, Owners, Remembered, Use};
 use super::pages::Pages;
 use crate::error::Result;
@@ -68,6 +68,8 @@ pub struct DatabaseChange {
     pub pointer_map: u64,
     /// Changed or new pages that are never used, since locks are held on their bytes.
     pub lock: u64,
+    /// 1 if of the first page only the file's header has changed, as any write to the file does.
+    pub header: u64,
     /// Why the tables are not told, if they aren't.
     pub tables_unknown: Option<String>,
 }
@@ -218,6 +220,9 @@ impl<'a> Tables<'a> {
 
     fn fill(&mut self, change: &mut DatabaseChange) -> Result<()> {
         self.follow_long_rows()?;
+        let body =
+            |version: &mut Version<'_>| -> Result<Vec<u8>> { Ok(version.pages.one(1)?.split_off(FILE_HEADER_BYTES)) };
+        let only_header = self.changed.has(1) && body(&mut self.old)? == body(&mut self.new)?;
         let mut pages: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         for page in 1..=self.old.pages.count().max(self.new.pages.count()) {
             let [was, is] = self.owners(page).map(|owner| owner.map(|(place, _)| place));
@@ -229,6 +234,7 @@ impl<'a> Tables<'a> {
                 continue;
             }
             match self.new.owners.of(page) {
+                Use::Tree(..) if page == 1 && only_header => change.header = 1,
                 Use::Tree(..) => is.into_iter().for_each(|is| pages.entry(is).or_default().0 += 1),
                 Use::Overflow(tree) => {
                     self.places.1.get(tree).into_iter().for_each(|is| pages.entry(*is).or_default().0 += 1);
@@ -364,5 +370,89 @@ impl Version<'_> {
                 tell(tree, page.cells());
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tree::Node;
+    use crate::job::sample::{Sample, noise};
+
+    const PAGE_BYTES: usize = 512;
+
+    /// A database of some hundred pages, as SQLite writes it.
+    fn sqlite() -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute_batch(
+            "PRAGMA page_size=512; PRAGMA auto_vacuum=INCREMENTAL;
+             CREATE TABLE t(a, b); CREATE INDEX i ON t(a); CREATE TABLE w(a PRIMARY KEY) WITHOUT ROWID;
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 400)
+               INSERT INTO t SELECT i, randomblob(i % 900) FROM n;
+             INSERT INTO w SELECT a FROM t; DELETE FROM t WHERE a % 3 = 0",
+        )
+        .unwrap();
+        drop(db);
+        std::fs::read(path).unwrap()
+    }
+
+    fn store(sample: &mut Sample, file: &[u8]) -> Node {
+        let pages = sample.pages(PAGE_BYTES, file);
+        sample.database("data.db", PAGE_BYTES, file, &pages)
+    }
+
+    fn change(sample: &Sample, before: &Node, after: &Node) -> DatabaseChange {
+        let map = |node: &Node| node.database.as_ref().unwrap().map;
+        compare(&sample.repo, &map(before), &map(after), &Reporter::silent()).unwrap()
+    }
+
+    #[test]
+    fn nonsense_in_a_database_is_told_and_harms_nothing() {
+        let mut sample = Sample::new();
+        let file = sqlite();
+        let good = store(&mut sample, &file);
+        let mut rolls = noise(9, 4 * 3000);
+        let mut bad = Vec::new();
+        for n in 0..300 {
+            let mut broken = file.clone();
+            for _ in 0..1 + n % 10 {
+                let dice: [u8; 4] = rolls.split_off(rolls.len() - 4).try_into().unwrap();
+                let at = u32::from_le_bytes(dice) as usize;
+                // Often where pages say what they are, in the first page above all.
+                let at = if n % 2 == 0 { at % 160 + at % 7 * PAGE_BYTES } else { at % broken.len() };
+                broken[at] = dice[0] ^ dice[3];
+            }
+            bad.push(store(&mut sample, &broken));
+        }
+        sample.flush();
+        assert!(!change(&sample, &good, &good).is_change());
+        let mut told = 0;
+        for bad in bad {
+            for change in [change(&sample, &good, &bad), change(&sample, &bad, &good)] {
+                told += usize::from(change.tables_unknown.is_some());
+                let named = change.tables.iter().map(|table| table.pages).sum::<u64>();
+                let rest = change.free + change.overflow + change.pointer_map + change.lock + change.header;
+                assert!(change.tables_unknown.is_some() || named + rest == change.pages_changed, "{change:?}");
+            }
+        }
+        assert!((20..600).contains(&told), "some make no sense, some do: {told}");
+    }
+
+    #[test]
+    fn a_page_that_is_lost_is_an_error() {
+        let mut sample = Sample::new();
+        let file = sqlite();
+        let pages = sample.pages(PAGE_BYTES, &file);
+        let before = sample.database("data.db", PAGE_BYTES, &file, &pages);
+        sample.flush();
+        let mut changed = file.clone();
+        changed[file.len() - 1] ^= 1;
+        let after = store(&mut sample, &changed);
+        sample.flush();
+        sample.damage(&pages[0].segment, 0);
+        let map = |node: &Node| node.database.as_ref().unwrap().map;
+        assert!(compare(&sample.repo, &map(&before), &map(&after), &Reporter::silent()).is_err());
     }
 }
