@@ -24,7 +24,7 @@ use super::context::{Context, Session};
 use super::create::counts_json;
 use super::key;
 use super::nodes::{word, xattr_json};
-use super::output::{Out, put_path, rfc3339};
+use super::output::{Out, document, put_path, rfc3339};
 
 /// Shows a stored object, or writes the bytes of a blob.
 pub fn run(context: &Context, args: &Cat, out: &mut Out) -> Result<()> {
@@ -56,7 +56,10 @@ pub fn run(context: &Context, args: &Cat, out: &mut Out) -> Result<()> {
         Object::Gc => records(context, &session, id)?,
     };
     if context.global.json {
-        return out.json(&value);
+        return match value {
+            Value::Object(_) => out.json(&document(value).into()),
+            several => out.json(&several),
+        };
     }
     let text = format!("{value:#}");
     // JSON leaves some control characters as they are; a terminal may obey them.

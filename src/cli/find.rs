@@ -33,7 +33,7 @@ pub fn run(context: &Context, args: Find, out: &mut Out) -> Result<()> {
     let mut found = false;
     for group in groups(selected) {
         let Some(Named { snapshot, .. }) = group.snapshots.last() else { continue };
-        let owners = Owners::of(snapshot);
+        let owners = owners(&group);
         let mut heading = Some(format!(
             "{} on {}: {} searched",
             clean(&snapshot.source),
@@ -44,8 +44,8 @@ pub fn run(context: &Context, args: Find, out: &mut Out) -> Result<()> {
             found = true;
             heading.take().map_or(Ok(()), |heading| out.line(heading))?;
             let mut line = format!("  {}  ", range(&group, &hit)).into_bytes();
-            if long {
-                line.extend(style.before(&hit.node, &owners).bytes());
+            if let Some(owners) = owners.get(hit.last).filter(|_| long) {
+                line.extend(style.before(&hit.node, owners).bytes());
             }
             line.extend(style.name(&hit.path));
             if long {
@@ -96,9 +96,10 @@ fn as_json(finder: &mut Finder<'_>, groups: Vec<Group>, searched: usize, out: &m
     let mut comma = "";
     for group in groups {
         let Some(Named { snapshot, .. }) = group.snapshots.last() else { continue };
-        let owners = Owners::of(snapshot);
+        let owners = owners(&group);
         finder.search(&group, &mut |hit| {
-            let mut object = to_json(&hit.path, &hit.node, &owners, None);
+            let Some(owners) = owners.get(hit.last) else { return Ok(()) };
+            let mut object = to_json(&hit.path, &hit.node, owners, None);
             let having = group.snapshots.get(hit.first..=hit.last).unwrap_or_default();
             object.insert("host".into(), json!(snapshot.host));
             object.insert("source".into(), json!(snapshot.source));
@@ -110,6 +111,11 @@ fn as_json(finder: &mut Finder<'_>, groups: Vec<Group>, searched: usize, out: &m
         })?;
     }
     out.line("]}")
+}
+
+/// The names of owners in each snapshot.
+fn owners(group: &Group) -> Vec<Owners> {
+    group.snapshots.iter().map(|named| Owners::of(&named.snapshot)).collect()
 }
 
 /// Which snapshot it is, in few words.
