@@ -113,8 +113,8 @@ Examples:
 With --json: before and after (id, generation, time), summary (added, removed, changed, metadata), and changes, an \
 array of objects with path, change (added, removed, changed), type, size, type_before, size_before, aspects (of kind, \
 content, mode, owner, mtime, xattrs) and for a database, database (page_bytes, pages, pages_before, pages_changed, \
-tables, free, overflow, pointer_map, lock, header, tables_unknown). A table has type, name, table, change, pages, pages_left, \
-and where counted rows_more, rows, rows_before.";
+tables, free, overflow, pointer_map, lock, header, tables_unknown). A table has type, name, table, change, pages, \
+pages_left, and where counted rows_more, rows, rows_before.";
 
 pub const STATS: &str = "\
 SIZE is the length of all files and databases, ADDED what the snapshot made the repository grow by when it was taken, \
