@@ -10,6 +10,7 @@ use snapshot::error::{Error, Result};
 use snapshot::format::control::{Condemned, SessionKind};
 use snapshot::format::header::Kind;
 use snapshot::format::index::{Index, IndexedPack};
+use snapshot::format::mark::Mark;
 use snapshot::format::pack::{Encoding, PackInfo};
 use snapshot::format::pagemap::Change;
 use snapshot::format::snapshot::{Owner, Snapshot};
@@ -52,6 +53,7 @@ pub fn run(context: &Context, args: &Cat, out: &mut Out) -> Result<()> {
             }
             blob_json(&session, &id, &places)
         }
+        Object::Mark => marks(&session, id)?,
         Object::Session => sessions(&session, id)?,
         Object::Gc => records(context, &session, id)?,
     };
@@ -113,7 +115,7 @@ fn config(session: &Session) -> Value {
 }
 
 fn keys(session: &Session, id: Option<&str>) -> Result<Value> {
-    let mut slots = session.repo.list_slots(&session.unlock)?;
+    let mut slots = session.repo.list_slots()?;
     let Some(id) = id else { return Ok(slots.iter().map(key::to_json).collect()) };
     let found = cat::object(&session.repo, &[layout::KEYS], "key slot", id)?;
     slots.retain(|slot| slot.id == found.name());
@@ -122,7 +124,7 @@ fn keys(session: &Session, id: Option<&str>) -> Result<Value> {
 }
 
 fn snapshot(context: &Context, session: &Session, name: &str) -> Result<Value> {
-    let (Named { id, snapshot }, is_forgotten) = if name.starts_with("latest") {
+    let (Named { id, snapshot, .. }, is_forgotten) = if name.starts_with("latest") {
         (session.repo.select(name, &Filters::default().into(), &context.reporter)?.named, false)
     } else {
         cat::snapshot(&session.repo, name)?
@@ -149,6 +151,8 @@ fn snapshot_json(snapshot: &Snapshot) -> Value {
         "previous": snapshot.previous.map(|id| id.to_string()),
         "paths": snapshot.paths.iter().map(|p| path(p)).collect::<Value>(),
         "tags": snapshot.tags,
+        "pinned": snapshot.pinned,
+        "slot": snapshot.slot.map(|id| id.to_string()),
         "tree": snapshot.tree.to_string(),
         "counts": counts_json(&snapshot.counts),
         "program": snapshot.program,
@@ -366,6 +370,23 @@ fn blob_json(session: &Session, id: &BlobId, places: &[Place]) -> Value {
         })
     };
     json!({"id": id.to_string(), "places": places.iter().map(place_json).collect::<Value>()})
+}
+
+fn marks(session: &Session, snapshot: Option<&str>) -> Result<Value> {
+    let all = session.repo.read_marks()?;
+    let digits = snapshot.unwrap_or_default().to_ascii_lowercase();
+    Ok(all.iter().filter(|mark| mark.snapshot.to_string().starts_with(&digits)).map(mark_json).collect())
+}
+
+fn mark_json(mark: &Mark) -> Value {
+    json!({
+        "time": rfc3339(mark.time),
+        "snapshot": mark.snapshot.to_string(),
+        "add": mark.add,
+        "remove": mark.remove,
+        "pin": mark.pin,
+        "slot": mark.slot.map(|id| id.to_string()),
+    })
 }
 
 fn sessions(session: &Session, id: Option<&str>) -> Result<Value> {

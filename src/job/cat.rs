@@ -68,7 +68,7 @@ pub fn snapshot(repo: &Repository, prefix: &str) -> Result<(Named, bool)> {
         return Err(Error::corrupt(&found.path, "its contents do not have the hash that is its name"));
     }
     let snapshot = Snapshot::open(repo.keys(), &bytes, &found.path)?;
-    Ok((Named { id: SnapshotId(*hash.as_bytes()), snapshot }, found.path.starts_with(layout::TOMBS)))
+    Ok((Named::new(SnapshotId(*hash.as_bytes()), snapshot), found.path.starts_with(layout::TOMBS)))
 }
 
 /// A record of condemned packs, with its path.

@@ -184,6 +184,8 @@ pub enum Object {
     Pack,
     /// The bytes of any blob; with --json, where it is
     Blob,
+    /// What was said of snapshots after they were made: of all, or of the one with this id
+    Mark,
     /// Running sessions
     Session,
     /// Records of packs that are marked for deletion
