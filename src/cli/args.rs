@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use snapshot::format::cbor::Time;
 use snapshot::job::check::ReadData;
 use snapshot::job::prune::Limit;
+use snapshot::source::owners::Mapping;
 
 use super::{help, parse};
 
@@ -90,7 +91,7 @@ pub enum Command {
     Dump(Dump),
     /// Get a snapshot back
     #[command(after_long_help = help::RESTORE)]
-    Restore(Restore),
+    Restore(Box<Restore>),
     /// Change the tags of snapshots that are there, and pin them
     #[command(after_long_help = help::TAG)]
     Tag(Tag),
@@ -243,6 +244,17 @@ pub enum Overwrite {
     Never,
 }
 
+/// How owners are restored.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Owners {
+    /// By name where there is such a user or group here, else by number
+    Names,
+    /// By number
+    Numbers,
+    /// Not: everything belongs to you
+    None,
+}
+
 /// `restore`
 #[derive(Debug, Args)]
 pub struct Restore {
@@ -258,18 +270,37 @@ pub struct Restore {
     /// Leave out what matches, in gitignore syntax (may be repeated)
     #[arg(short, long, value_name = "GLOB")]
     pub exclude: Vec<String>,
+    /// Bring a directory that is there to the snapshot's state, writing and fetching only what differs
+    #[arg(long, help_heading = "What is there already")]
+    pub in_place: bool,
+    /// Delete what the snapshot doesn't have, after everything was restored; includes --in-place
+    #[arg(long, help_heading = "What is there already")]
+    pub delete: bool,
     /// What to do with files that are there already [default: refuse a target that is not empty]
-    #[arg(long, value_name = "WHEN", value_enum)]
+    #[arg(long, value_name = "WHEN", value_enum, help_heading = "What is there already")]
     pub overwrite: Option<Overwrite>,
-    /// Restore into a target that is not empty; replace what is of another kind, and databases that are in use
-    #[arg(long)]
+    /// Compare the content of files that are there, even if size and time are the same
+    #[arg(long, help_heading = "What is there already")]
+    pub verify_content: bool,
+    /// Restore into a target that is not empty; replace what is of another kind, and databases that are in use; delete
+    /// in spite of objections
+    #[arg(long, help_heading = "What is there already")]
     pub force: bool,
-    /// Write nothing, and say what would be written
+    /// Write nothing, and say what would be done
     #[arg(long)]
     pub dry_run: bool,
-    /// Run SQLite's integrity check on every restored database
+    /// Read back and compare all that was written, and run SQLite's integrity check on every restored database
     #[arg(long)]
     pub verify: bool,
+    /// As root: how owners are restored
+    #[arg(long, value_name = "HOW", value_enum, default_value = "names", help_heading = "Owners")]
+    pub owner: Owners,
+    /// As root: give what belongs to user A in the snapshot to B, by name or number (may be repeated)
+    #[arg(long, value_name = "A=B", value_parser = parse::mapping, help_heading = "Owners")]
+    pub map_user: Vec<Mapping>,
+    /// As root: the same for groups (may be repeated)
+    #[arg(long, value_name = "A=B", value_parser = parse::mapping, help_heading = "Owners")]
+    pub map_group: Vec<Mapping>,
     /// What `latest` is taken from.
     #[command(flatten)]
     pub filters: Filters,

@@ -34,6 +34,11 @@ impl Env {
         self.raw(name).filter(|value| !value.is_empty())
     }
 
+    /// The user's home, if there is one.
+    pub fn home(&self) -> Option<PathBuf> {
+        self.get("HOME").map(PathBuf::from)
+    }
+
     /// `$XDG_…` if it is an absolute path (the specification says to ignore others), else a folder in the home.
     fn user_dir(&self, variable: &str, in_home: &str) -> Option<PathBuf> {
         let absolute = |name: &str| self.get(name).map(PathBuf::from).filter(|p| p.is_absolute());

@@ -83,7 +83,7 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Find(args) => find::run(context, args, out),
         Command::Diff(args) => diff::run(context, args, out),
         Command::Dump(args) => dump::run(context, args, out),
-        Command::Restore(args) => restore::run(context, args, out),
+        Command::Restore(args) => restore::run(context, *args, out),
         Command::Tag(args) => tag::run(context, args, out),
         Command::Forget(args) => forget::run(context, &args, out),
         Command::UndoForget(args) => forget::undo(context, &args, out),

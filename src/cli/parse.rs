@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use snapshot::format::cbor::Time;
 use snapshot::job::check::ReadData;
 use snapshot::job::prune::Limit;
+use snapshot::source::owners::Mapping;
 
 /// Bytes: `500M`, `1.5G`, `64KiB`; K, M, G, T are powers of 1024, as everywhere in this program.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -28,6 +29,13 @@ pub fn size(text: &str) -> Result<u64, String> {
     let scale = 10u64.pow(fraction.len() as u32);
     let unit = 1u64 << shift;
     whole.checked_mul(unit).and_then(|n| n.checked_add((part * unit) / scale)).ok_or_else(refuse)
+}
+
+/// Two names of users or groups: `old=new`.
+pub fn mapping(text: &str) -> Result<Mapping, String> {
+    let refuse = || format!("\"{text}\" is no pair of names: write it like old=new");
+    let (from, to) = text.split_once('=').ok_or_else(refuse)?;
+    if from.is_empty() || to.is_empty() { Err(refuse()) } else { Ok((from.into(), to.into())) }
 }
 
 /// Seconds: `30d`, `24h`, `0s`, `1d12h`. A bare `m` is refused: other programs read it as months.
@@ -124,6 +132,12 @@ pub fn moment(text: &str) -> Result<Time, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pairs_of_names() {
+        assert_eq!(mapping("a=b").unwrap(), ("a".into(), "b".into()));
+        assert!(["", "a", "a=", "=b"].iter().all(|bad| mapping(bad).is_err()));
+    }
 
     #[test]
     fn sizes() {

@@ -6,12 +6,16 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use snapshot::error::Result;
+use snapshot::format::tree::NodeKind;
 use snapshot::job::restore::{self, Action, Options, PlannedItem, Summary};
 use snapshot::repo::Selected;
+use snapshot::source::owners::Ownership;
 
-use super::args::{Overwrite, Restore};
+use super::args::{Filters, Overwrite, Owners, Restore};
 use super::context::Context;
+use super::location::Location;
 use super::output::{Out, clean_path, count, document, put_path, size};
+use super::secrets;
 use super::seen::Seen;
 
 /// What every way to name the newest snapshot begins with: no id does.
@@ -20,11 +24,39 @@ const LATEST: &str = "latest";
 /// Restores a snapshot, or a part of one.
 pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
     let session = context.open_indexed()?;
-    if args.snapshot.starts_with(LATEST) {
+    let snapshot = args.snapshot.clone();
+    if snapshot.starts_with(LATEST) {
         let mut seen = Seen::compare(context, &session.repo)?;
         seen.learn(&session.repo.read_snapshots()?.0);
     }
-    let selected = session.repo.select(&args.snapshot, &args.filters.into(), &context.reporter)?;
+    let (filters, options) = options(context, args)?;
+    let selected = session.repo.select(&snapshot, &filters.into(), &context.reporter)?;
+    let summary = restore::run(&session.repo, &selected, &options, &context.reporter)?;
+    if context.global.json {
+        return out.json(&to_json(&selected, &options, &summary, context.display.seconds()));
+    }
+    for item in &summary.planned {
+        let bytes = match item.kind {
+            NodeKind::File | NodeKind::Database => size(item.bytes),
+            _ => String::new(),
+        };
+        let path = item.path.as_os_str().as_bytes();
+        out.text(format!("{:<8} {bytes:>10}  ", word(item.action)))?;
+        if out.is_terminal() { out.line(clean_path(path))? } else { out.line(path)? }
+    }
+    if context.global.quiet {
+        return Ok(());
+    }
+    out.line(to_text(&selected, &options, &summary, context.display.seconds()))
+}
+
+fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
+    let location = context.location()?;
+    let given = secrets::given(&context.global, &context.env);
+    let mut keys: Vec<_> = given.iter().filter_map(|given| given.file().map(Path::to_path_buf)).collect();
+    if let Location::Default { key_file, .. } = &location {
+        keys.push(key_file.clone());
+    }
     let options = Options {
         target: args.target,
         include: args.include,
@@ -34,21 +66,24 @@ pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
             Overwrite::IfChanged => restore::Overwrite::IfChanged,
             Overwrite::Never => restore::Overwrite::Never,
         }),
+        in_place: args.in_place,
+        delete: args.delete,
+        verify_content: args.verify_content,
         force: args.force,
         dry_run: args.dry_run,
         verify: args.verify,
+        ownership: match args.owner {
+            Owners::Names => Ownership::Names,
+            Owners::Numbers => Ownership::Numbers,
+            Owners::None => Ownership::None,
+        },
+        map_users: args.map_user,
+        map_groups: args.map_group,
+        home: context.env.home(),
+        repository: Some(location.path().clone()),
+        keys,
     };
-    let summary = restore::run(&session.repo, &selected, &options, &context.reporter)?;
-    if context.global.json {
-        return out.json(&to_json(&selected, &options, &summary, context.display.seconds()));
-    }
-    for item in &summary.planned {
-        out.line(format!("{:<8}{}", word(item.action), clean_path(item.path.as_os_str().as_bytes())))?;
-    }
-    if context.global.quiet {
-        return Ok(());
-    }
-    out.line(to_text(&selected, &options, &summary, context.display.seconds()))
+    Ok((args.filters, options))
 }
 
 fn word(action: Action) -> &'static str {
@@ -56,6 +91,8 @@ fn word(action: Action) -> &'static str {
         Action::Create => "create",
         Action::Replace => "replace",
         Action::Keep => "keep",
+        Action::Metadata => "metadata",
+        Action::Delete => "delete",
         Action::Omit => "omit",
     }
 }
@@ -68,7 +105,13 @@ fn to_json(selected: &Selected, options: &Options, summary: &Summary, seconds: f
         "databases": summary.databases,
         "others": summary.others,
         "bytes": summary.bytes,
+        "bytes_fetched": summary.fetched,
+        "bytes_reused": summary.reused,
         "skipped": summary.skipped,
+        "metadata": summary.metadata,
+        "deleted": summary.deleted,
+        "resumed": summary.resumed,
+        "verified_files": summary.verified_files,
         "verified_databases": summary.verified_databases,
         "seconds": seconds,
         "dry_run": options.dry_run,
@@ -84,8 +127,23 @@ fn planned_json(item: &PlannedItem) -> Value {
     let mut object = Map::new();
     put_path(&mut object, "path", item.path.as_os_str().as_bytes());
     object.insert("action".into(), json!(word(item.action)));
+    object.insert("type".into(), json!(kind_word(item.kind)));
     object.insert("bytes".into(), json!(item.bytes));
     object.into()
+}
+
+/// As `ls --json` has it.
+fn kind_word(kind: NodeKind) -> &'static str {
+    match kind {
+        NodeKind::File => "file",
+        NodeKind::Database => "database",
+        NodeKind::Directory => "directory",
+        NodeKind::Symlink => "symlink",
+        NodeKind::Fifo => "fifo",
+        NodeKind::CharDevice => "char-device",
+        NodeKind::BlockDevice => "block-device",
+        NodeKind::Socket => "socket",
+    }
 }
 
 fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f64) -> String {
@@ -96,22 +154,35 @@ fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f
         }
     }
     parts.push(size(summary.bytes));
+    let would = options.dry_run;
     let mut text = format!(
         "{} {} from snapshot {} to {} in {seconds:.1} s",
-        if options.dry_run { "would restore" } else { "restored" },
+        if would { "would restore" } else { "restored" },
         parts.join(", "),
         selected.named.id.short(),
-        target(&options.target),
+        clean_path(options.target.as_os_str().as_bytes()),
     );
+    if summary.reused > 0 {
+        text += &format!("; {} fetched, {} reused", size(summary.fetched), size(summary.reused));
+    }
     if summary.skipped > 0 {
         text += &format!("; {} left as they are", count(summary.skipped, "name", "names"));
     }
-    if summary.verified_databases > 0 {
-        text += &format!("; {} verified", count(summary.verified_databases, "database", "databases"));
+    if summary.metadata > 0 {
+        text += &format!("; attributes of {} set", count(summary.metadata, "name", "names"));
+    }
+    if summary.deleted > 0 {
+        let done = if would { "would be deleted" } else { "deleted" };
+        text += &format!("; {} {done}", count(summary.deleted, "name", "names"));
+    }
+    let (files, databases) = (summary.verified_files, summary.verified_databases);
+    let of = [(files, "file", "files"), (databases, "database", "databases")];
+    let of: Vec<_> = of.iter().filter(|(n, ..)| *n > 0).map(|(n, one, many)| count(*n, one, many)).collect();
+    if !of.is_empty() {
+        text += &format!("; {} verified", of.join(" and "));
+    }
+    if summary.resumed {
+        text += "; went on with a restore that had not ended";
     }
     text
-}
-
-fn target(path: &Path) -> String {
-    clean_path(path.as_os_str().as_bytes())
 }

@@ -66,6 +66,14 @@ fn of_variables(env: &Env, prefix: &str) -> Option<Given> {
 }
 
 impl Given {
+    /// The file that holds it, if one does.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::KeyFile(path) | Self::PasswordFile(path) => Some(path),
+            Self::PasswordCommand(_) | Self::Password(_) => None,
+        }
+    }
+
     /// Reads the secret.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use minicbor::bytes::ByteVec;
+
 use crate::backend::{Backend, Memory, layout};
 use crate::crypto::{BlobType, KdfCost};
 use crate::format::cbor::{self, Time};
@@ -147,21 +149,10 @@ impl Sample {
         self.flush();
         self.generation += 1;
         let snapshot = Snapshot {
-            started: Time::default(),
             time: Time { secs: 1_700_000_000 + self.generation.cast_signed() * 86_400, nanos: 0 },
-            host: "here".into(),
-            source: "/app".into(),
             generation: self.generation,
-            previous: None,
-            paths: vec![b"app".to_vec().into()],
-            tags: vec![],
             tree,
-            counts: Counts::default(),
-            program: "test".into(),
-            users: vec![],
-            groups: vec![],
-            slot: None,
-            pinned: false,
+            ..snapshot_of(vec![b"app".to_vec().into()], "/app")
         };
         let id = self.repo.put_snapshot(&snapshot).unwrap();
         Selected { named: Named::new(id, snapshot), sub_path: vec![] }
@@ -182,6 +173,27 @@ impl Sample {
         let place = self.repo.place(id).unwrap();
         let pack = self.repo.index().packs()[place.pack as usize].id;
         self.store.delete(&[layout::pack(Kind::DataPack, pack)]).unwrap();
+    }
+}
+
+/// A snapshot of nothing, with these paths and this source.
+pub fn snapshot_of(paths: Vec<ByteVec>, source: &str) -> Snapshot {
+    Snapshot {
+        started: Time::default(),
+        time: Time::default(),
+        host: "here".into(),
+        source: source.into(),
+        generation: 1,
+        previous: None,
+        paths,
+        tags: vec![],
+        tree: BlobId([0; 32]),
+        counts: Counts::default(),
+        program: "test".into(),
+        users: vec![],
+        groups: vec![],
+        slot: None,
+        pinned: false,
     }
 }
 

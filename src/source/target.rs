@@ -2,7 +2,9 @@
 //!
 //! Every directory below the target is opened by its name in the directory above, never through a symbolic link, and
 //! everything is made relative to such a handle: neither a planted link nor a directory that is moved away leads out
-//! of the target. A file is made under a temporary name and gets its own when it is complete.
+//! of the target. A file is made under a temporary name and gets its own when it is complete (`temporary`).
+//!
+//! May depend on `crypto` for randomness, `error`, `id` and its neighbours `temporary` and `marker`.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -11,47 +13,48 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
-use crate::crypto;
+use super::marker::{self, MARKER};
+use super::temporary::{REUSED_BYTES, Temporary, is_temporary, is_temporary_of};
 use crate::error::{Error, Result};
-use crate::id::hex;
 
-/// What temporary names begin with; 16 hex digits of the run, `-` and 8 of the file follow.
-const TEMPORARY: &str = ".snapshot-restore-";
-const TEMPORARY_BYTES: usize = TEMPORARY.len() + 16 + 1 + 8;
 /// Directories that are kept open.
 const OPEN_FOLDERS: usize = 64;
-/// Unfinished files that are kept open: the others are opened again for each write.
-const OPEN_FILES: usize = 256;
 const OPEN_FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// While it is being filled nobody else needs a directory.
 const FILLING: Mode = Mode::RWXU;
 
 /// What all directories of one restore share.
-struct Shared {
+pub(super) struct Shared {
     path: PathBuf,
     root: Arc<OwnedFd>,
-    /// Tells this run's temporary names from others'.
-    run: String,
-    next: AtomicU64,
-    open_files: AtomicUsize,
+    /// Number of the next temporary name.
+    pub(super) next: AtomicU64,
+    pub(super) open_files: AtomicUsize,
+    /// Whether unfinished files stay for the next run to go on with.
+    pub(super) keeps_unfinished: AtomicBool,
     open_folders: Mutex<VecDeque<Arc<OwnedFd>>>,
 }
 
 /// A directory at or below the target.
 pub struct Folder {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     parent: Option<Arc<Folder>>,
     name: Vec<u8>,
     is_new: bool,
     handle: Mutex<Weak<OwnedFd>>,
+    /// Large files that a killed restore left under temporary names.
+    leftovers: Mutex<Vec<Vec<u8>>>,
+    /// The mode it had, if that had to be widened.
+    mode_before: OnceLock<Mode>,
+    passes_on_acl: OnceLock<bool>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -66,25 +69,55 @@ impl Folder {
         if is_new {
             std::fs::create_dir_all(&path).map_err(|e| Error::file("create", &path, e))?;
         }
+        let target = Self::open_root(path, is_new)?;
+        target.open_up()?;
+        let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
+        fs::accessat(&target.shared.root, ".", access, AtFlags::EACCESS)
+            .map_err(|e| Error::file("write to", &target.shared.path, e))?;
+        Ok(target)
+    }
+
+    /// Opens the target only to look; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is no directory or can't be read.
+    pub fn look(path: &Path) -> Result<Option<Arc<Self>>> {
+        let path = std::path::absolute(path).map_err(|e| Error::file("find", path, e))?;
+        if path.exists() { Self::open_root(path, false).map(Some) } else { Ok(None) }
+    }
+
+    fn open_root(path: PathBuf, is_new: bool) -> Result<Arc<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(&path, flags, Mode::empty()).map_err(|e| Error::file("open", &path, e))?;
-        let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
-        fs::accessat(&root, ".", access, AtFlags::EACCESS).map_err(|e| Error::file("write to", &path, e))?;
         let root = Arc::new(root);
         let handle = Mutex::new(Arc::downgrade(&root));
         let shared = Arc::new(Shared {
             path,
             root,
-            run: hex(&crypto::random::<8>()?),
             next: AtomicU64::new(0),
             open_files: AtomicUsize::new(0),
+            keeps_unfinished: AtomicBool::new(false),
             open_folders: Mutex::default(),
         });
-        let target = Self { shared, parent: None, name: Vec::new(), is_new, handle };
-        if !is_new {
-            target.clear_leftovers()?;
+        Ok(Arc::new(Self { handle, ..Self::bare(shared, None, &[], is_new) }))
+    }
+
+    fn bare(shared: Arc<Shared>, parent: Option<Arc<Self>>, name: &[u8], is_new: bool) -> Self {
+        Self {
+            shared,
+            parent,
+            name: name.to_vec(),
+            is_new,
+            handle: Mutex::default(),
+            leftovers: Mutex::default(),
+            mode_before: OnceLock::new(),
+            passes_on_acl: OnceLock::new(),
         }
-        Ok(Arc::new(target))
+    }
+
+    /// From now on large unfinished files stay, for the next run to go on with.
+    pub fn keep_unfinished(&self) {
+        self.shared.keeps_unfinished.store(true, Ordering::Relaxed);
     }
 
     /// Whether this run made it: nothing is in it that this run did not put there.
@@ -110,7 +143,7 @@ impl Folder {
         self.path().join(OsStr::from_bytes(name))
     }
 
-    fn failed(&self, action: &'static str, name: &[u8], error: impl Into<io::Error>) -> Error {
+    pub(super) fn failed(&self, action: &'static str, name: &[u8], error: impl Into<io::Error>) -> Error {
         Error::file(action, self.path_of(name), error)
     }
 
@@ -168,18 +201,21 @@ impl Folder {
             }
             Err(e) => return Err(self.failed("create", name, e)),
         }
-        let made = Arc::new(Self {
-            shared: self.shared.clone(),
-            parent: Some(self.clone()),
-            name: name.to_vec(),
-            is_new,
-            handle: Mutex::default(),
-        });
+        let made = Arc::new(Self::bare(self.shared.clone(), Some(self.clone()), name, is_new));
         if !is_new {
             made.open_up()?;
-            made.clear_leftovers()?;
+            made.find_leftovers()?;
         }
         Ok(made)
+    }
+
+    /// A directory in it that is there; `None` if there is none. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn enter(self: &Arc<Self>, name: &[u8]) -> Result<Option<Arc<Self>>> {
+        let is_there = self.is_folder(name)?;
+        Ok(is_there.then(|| Arc::new(Self::bare(self.shared.clone(), Some(self.clone()), name, false))))
     }
 
     fn is_folder(&self, name: &[u8]) -> Result<bool> {
@@ -187,18 +223,35 @@ impl Folder {
     }
 
     /// Lets its owner write into a directory that was there. Where that is not us, making files will say so.
-    fn open_up(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::File`] if something else is there by now.
+    pub fn open_up(&self) -> Result<()> {
         let handle = self.handle()?;
         let mode = fs::fstat(&*handle).map(|s| Mode::from_raw_mode(s.st_mode));
         if let Ok(mode) = mode
             && !mode.contains(FILLING)
+            && fs::fchmod(&*handle, mode | FILLING).is_ok()
         {
-            let _ = fs::fchmod(&*handle, mode | FILLING);
+            let _ = self.mode_before.set(mode);
         }
         Ok(())
     }
 
-    fn names(&self) -> Result<Vec<Vec<u8>>> {
+    /// Gives a directory that is to stay as it was the mode that it had.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn close_up(&self) -> Result<()> {
+        let Some(mode) = self.mode_before.get() else { return Ok(()) };
+        fs::fchmod(&*self.handle()?, *mode).map_err(|e| Error::file("set the mode of", self.path(), e))
+    }
+
+    /// The names in it, in no particular order.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn names(&self) -> Result<Vec<Vec<u8>>> {
         let unread = |e| Error::file("list", self.path(), e);
         let entries = fs::Dir::read_from(&*self.handle()?).map_err(unread)?;
         let mut names = Vec::new();
@@ -212,12 +265,71 @@ impl Folder {
         Ok(names)
     }
 
-    /// Removes what a killed restore left under temporary names.
-    fn clear_leftovers(&self) -> Result<()> {
-        for name in self.names()?.iter().filter(|name| is_temporary(name)) {
-            self.remove(name)?;
+    /// Looks for what a killed restore left under temporary names: large files are kept to go on with, the others are
+    /// removed.
+    ///
+    /// # Errors
+    /// [`Error::File`], and [`Error::Locked`] if another restore is at work in here.
+    pub fn find_leftovers(&self) -> Result<()> {
+        for name in self.names()? {
+            if name == MARKER && self.parent.is_some() {
+                marker::refuse_held(self)?;
+            }
+            if !is_temporary(&name) {
+                continue;
+            }
+            let is_large = self.stat(&name)?.is_some_and(|s| {
+                let is_file = FileType::from_raw_mode(s.st_mode) == FileType::RegularFile;
+                let is_ours = s.st_uid == rustix::process::geteuid().as_raw() && s.st_nlink == 1;
+                is_file && is_ours && s.st_size.unsigned_abs() >= REUSED_BYTES
+            });
+            if is_large { lock(&self.leftovers).push(name) } else { self.remove(&name)? }
         }
         Ok(())
+    }
+
+    /// Goes on with what a killed restore left of the file with this name; its content may be anything.
+    pub fn adopt(self: &Arc<Self>, name: &[u8]) -> Option<Temporary> {
+        let mut leftovers = lock(&self.leftovers);
+        let at = leftovers.iter().position(|leftover| is_temporary_of(leftover, name))?;
+        let leftover = leftovers.swap_remove(at);
+        drop(leftovers);
+        Temporary::adopt(self, name, &leftover)
+    }
+
+    /// Removes what was not gone on with.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove_leftovers(&self) -> Result<()> {
+        let leftovers = std::mem::take(&mut *lock(&self.leftovers));
+        leftovers.iter().try_for_each(|name| self.remove(name))
+    }
+
+    /// Whether a name in it is where another file system is mounted, or another part of this one.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn is_mount(&self, name: &[u8]) -> Result<bool> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        match fs::statx(self.handle()?, name, flags, StatxFlags::BASIC_STATS) {
+            Ok(found) if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+                Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+            }
+            // An old kernel, which shows other file systems but no bind mounts.
+            Ok(found) => {
+                let here = fs::fstat(&*self.handle()?).map_err(|e| self.failed("inspect", name, e))?;
+                Ok(fs::makedev(found.stx_dev_major, found.stx_dev_minor) != here.st_dev)
+            }
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(self.failed("inspect", name, e)),
+        }
+    }
+
+    /// Whether what is made in it gets its access control list.
+    pub fn passes_on_acl(&self) -> bool {
+        let has = || self.handle().is_ok_and(|at| fs::fgetxattr_query(&*at, "system.posix_acl_default").is_ok());
+        *self.passes_on_acl.get_or_init(has)
     }
 
     /// What has this name, links not followed; `None` if nothing has.
@@ -264,181 +376,20 @@ impl Folder {
         fs::unlinkat(self.handle()?, name, AtFlags::REMOVEDIR).map_err(|e| self.failed("remove", name, e))
     }
 
+    /// Where a symbolic link leads; `None` if there is none of this name.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn link_target(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        match fs::readlinkat(self.handle()?, name, Vec::new()) {
+            Ok(target) => Ok(Some(target.into_bytes())),
+            Err(Errno::NOENT | Errno::INVAL) => Ok(None),
+            Err(e) => Err(self.failed("read", name, e)),
+        }
+    }
+
     /// Begins something that will have the given name.
     pub fn temporary(self: &Arc<Self>, name: &[u8]) -> Temporary {
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{TEMPORARY}{}-{:08x}", self.shared.run, number & 0xffff_ffff);
-        Temporary {
-            folder: self.clone(),
-            name: name.to_vec(),
-            temporary,
-            file: Mutex::default(),
-            exists: AtomicBool::new(false),
-        }
-    }
-}
-
-fn is_temporary(name: &[u8]) -> bool {
-    let digits = name.strip_prefix(TEMPORARY.as_bytes()).filter(|_| name.len() == TEMPORARY_BYTES);
-    digits.is_some_and(|d| d.iter().enumerate().all(|(i, b)| if i == 16 { *b == b'-' } else { b.is_ascii_hexdigit() }))
-}
-
-/// Something under a temporary name; it is removed when dropped before [`Temporary::place`].
-pub struct Temporary {
-    folder: Arc<Folder>,
-    name: Vec<u8>,
-    temporary: String,
-    file: Mutex<Option<Arc<OwnedFd>>>,
-    exists: AtomicBool,
-}
-
-impl Temporary {
-    /// The path that it will have.
-    pub fn path(&self) -> PathBuf {
-        self.folder.path_of(&self.name)
-    }
-
-    fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
-        self.folder.failed(action, &self.name, error)
-    }
-
-    fn made(&self, result: rustix::io::Result<()>) -> Result<()> {
-        result.map_err(|e| self.failed("create", e))?;
-        self.exists.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Makes an empty file for nobody else to read.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn make_file(&self) -> Result<()> {
-        let opened = self.open(OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
-        self.exists.store(true, Ordering::Relaxed);
-        *lock(&self.file) = Some(opened);
-        Ok(())
-    }
-
-    fn open(&self, more: OFlags, mode: Mode) -> Result<Arc<OwnedFd>> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
-        let opened = fs::openat(self.folder.handle()?, &self.temporary, flags, mode);
-        let opened = opened.map_err(|e| self.failed("create", e))?;
-        self.folder.shared.open_files.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(opened))
-    }
-
-    fn close(&self) {
-        if lock(&self.file).take().is_some() {
-            self.folder.shared.open_files.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Makes a symbolic link.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn make_symlink(&self, target: &[u8]) -> Result<()> {
-        self.made(fs::symlinkat(target, self.folder.handle()?, &self.temporary))
-    }
-
-    /// Makes a pipe or a device node.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn make_special(&self, kind: FileType, device: u64) -> Result<()> {
-        self.made(fs::mknodat(self.folder.handle()?, &self.temporary, kind, Mode::empty(), device))
-    }
-
-    /// Makes a further name of a file that is there.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn make_link(&self, folder: &Folder, name: &[u8]) -> Result<()> {
-        self.made(fs::linkat(folder.handle()?, name, self.folder.handle()?, &self.temporary, AtFlags::empty()))
-    }
-
-    /// The open file.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn file(&self) -> Result<Arc<OwnedFd>> {
-        let mut file = lock(&self.file);
-        match &*file {
-            Some(open) => Ok(open.clone()),
-            None => Ok(file.insert(self.open(OFlags::empty(), Mode::empty())?).clone()),
-        }
-    }
-
-    /// The directory and the name in it by which attributes of what is no file are set.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn place_now(&self) -> Result<(Arc<OwnedFd>, &str)> {
-        Ok((self.folder.handle()?, &self.temporary))
-    }
-
-    /// Sets the length: what was not written is a hole.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn set_len(&self, bytes: u64) -> Result<()> {
-        fs::ftruncate(&*self.file()?, bytes).map_err(|e| self.failed("write", e))
-    }
-
-    /// Writes at an offset; several threads may.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn write_at(&self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
-        let file = self.file()?;
-        while !bytes.is_empty() {
-            match rustix::io::pwrite(&*file, bytes, offset) {
-                Ok(0) => return Err(self.failed("write", io::ErrorKind::WriteZero)),
-                Ok(n) => {
-                    bytes = bytes.get(n..).unwrap_or_default();
-                    offset += n as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed("write", e)),
-            }
-        }
-        if self.folder.shared.open_files.load(Ordering::Relaxed) > OPEN_FILES {
-            self.close();
-        }
-        Ok(())
-    }
-
-    /// Makes what was written durable.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn sync(&self) -> Result<()> {
-        fs::fdatasync(&*self.file()?).map_err(|e| self.failed("write", e))
-    }
-
-    /// Gives it its name, in place of what has it.
-    ///
-    /// # Errors
-    /// [`Error::File`], if a directory has the name too.
-    pub fn place(&self) -> Result<()> {
-        let at = self.folder.handle()?;
-        fs::renameat(&at, &self.temporary, &at, &self.name).map_err(|e| self.failed("create", e))?;
-        // Renaming one name of a file to another name of the same file does nothing: then both are still there.
-        self.exists.store(false, Ordering::Relaxed);
-        if !self.folder.is_new {
-            let _ = fs::unlinkat(&at, &self.temporary, AtFlags::empty());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        self.close();
-        if self.exists.load(Ordering::Relaxed)
-            && let Ok(at) = self.folder.handle()
-        {
-            let _ = fs::unlinkat(at, &self.temporary, AtFlags::empty());
-        }
+        Temporary::new(self, name)
     }
 }

@@ -1,48 +1,168 @@
-//! What all parts of a restore share, and how a file that can't be restored is dealt with.
+//! What all parts of a restore share, what they count, and how a file that can't be restored is dealt with.
 
 use std::io;
-use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use super::{Options, display};
+use rustix::fs::Stat;
+
+use super::resume::Resumed;
+use super::{Options, Overwrite, Summary, display};
 use crate::error::{Error, Result};
+use crate::format::tree::Node;
 use crate::repo::Repository;
 use crate::report::{Problem, Reporter, Severity};
 use crate::source::attributes::Attributes;
+use crate::source::owners::Owners;
+
+/// A number that several threads count up.
+#[derive(Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    pub(super) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(super) fn take_back(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What was done so far.
+#[derive(Default)]
+pub(super) struct Tally {
+    /// Regular files restored.
+    pub files: Count,
+    /// Bytes written, or found to be there already in what is written.
+    pub bytes: Count,
+    /// Of these, bytes that came from the repository.
+    pub fetched: Count,
+    /// Of these, bytes that local files had.
+    pub reused: Count,
+    /// Names left as they are.
+    pub kept: Count,
+    /// Names of which only attributes were set.
+    pub metadata: Count,
+    /// Files that were read back.
+    pub verified: Count,
+}
 
 pub(super) struct Context<'a> {
     pub repo: &'a Repository,
     pub options: &'a Options,
     pub reporter: &'a Reporter,
-    pub attributes: Attributes<'a>,
-    /// Regular files restored.
-    pub files: AtomicU64,
-    /// Bytes written.
-    pub bytes: AtomicU64,
+    pub attributes: Attributes,
+    /// What happens to what is there.
+    pub overwrite: Overwrite,
+    /// Whether local content is looked at where size and time are those in the snapshot.
+    pub compares_content: bool,
+    /// When the restore that this one goes on with was begun, in seconds and nanoseconds.
+    pub resumed: Option<(i64, i64)>,
+    /// Whether the totals of the progress were known from the beginning.
+    pub totals_known: bool,
+    pub tally: Tally,
+    sockets: Mutex<(u64, PathBuf)>,
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn new(repo: &'a Repository, options: &'a Options, reporter: &'a Reporter) -> Self {
-        let attributes = Attributes::new(reporter);
-        Self { repo, options, reporter, attributes, files: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    pub(super) fn new(repo: &'a Repository, options: &'a Options, reporter: &'a Reporter, owners: Owners) -> Self {
+        Self {
+            repo,
+            options,
+            reporter,
+            attributes: Attributes::new(owners),
+            overwrite: options.mode(),
+            compares_content: options.verify_content,
+            resumed: None,
+            totals_known: false,
+            tally: Tally::default(),
+            sockets: Mutex::default(),
+        }
+    }
+
+    /// Goes on with another restore, if there is one to go on with.
+    pub(super) fn go_on(&mut self, resumed: Option<Resumed>) {
+        self.compares_content |= resumed.is_some_and(|resumed| resumed.is_of_another_boot);
+        self.resumed = resumed.map(|resumed| resumed.since);
+    }
+
+    /// Completes a summary by what was counted.
+    pub(super) fn counted(&self, summary: Summary) -> Summary {
+        Summary {
+            files: self.tally.files.get(),
+            bytes: self.tally.bytes.get(),
+            fetched: self.tally.fetched.get(),
+            reused: self.tally.reused.get(),
+            skipped: self.tally.kept.get(),
+            metadata: self.tally.metadata.get(),
+            verified_files: self.tally.verified.get(),
+            resumed: self.resumed.is_some(),
+            ..summary
+        }
+    }
+
+    /// Whether a file that is to be written whatever it holds was written by the run that this one goes on with: its
+    /// change time is of after that run's begin.
+    pub(super) fn is_of_this_restore(&self, stat: &Stat) -> bool {
+        self.resumed.is_some_and(|since| (stat.st_ctime, stat.st_ctime_nsec.cast_signed()) >= since)
+    }
+
+    /// Leaves a file whose content is right, and sets its attributes if they aren't.
+    pub(super) fn keep(&self, file: &OwnedFd, node: &Node, path: impl Fn() -> PathBuf) {
+        let changed = self.attributes.apply_over(file, node, path);
+        if changed { self.tally.metadata.add(1) } else { self.tally.kept.add(1) }
+    }
+
+    /// Counts a socket, which is not restored.
+    pub(super) fn skip_socket(&self, path: PathBuf) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        if sockets.0 == 0 {
+            sockets.1 = path;
+        }
+        sockets.0 += 1;
+    }
+
+    /// Reports what was only counted.
+    pub(super) fn report(&self) {
+        self.attributes.report(self.reporter);
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = match sockets.0 {
+            0 => return,
+            1 => "a socket is not restored: the program that listens makes it".to_owned(),
+            n => {
+                format!("{n} sockets, of which this is the first, are not restored: the programs that listen make them")
+            }
+        };
+        self.reporter.warn(Severity::Note, display(&sockets.1), why);
     }
 
     /// Reports that something was not restored, and lets the rest go on.
     ///
     /// # Errors
-    /// What ends the whole restore: an interrupt, and a target that is full.
+    /// What ends the whole restore: an interrupt, a target that is full, another restore at work in it.
     pub(super) fn lose(&self, path: &Path, error: Error) -> Result<()> {
         let why = match &error {
-            Error::Interrupted => return Err(error),
+            Error::Interrupted | Error::Locked { .. } => return Err(error),
             Error::File { error: io, .. } if is_full(io) => return Err(error),
             Error::File { action, path: at, error: io } if at == path => format!("cannot {action} it: {io}"),
             _ => error.to_string(),
         };
+        let is_forbidden =
+            matches!(&error, Error::File { error, .. } if error.kind() == io::ErrorKind::PermissionDenied);
+        let hint = error.hint().map(str::to_owned);
         self.reporter.problem(Problem {
             severity: Severity::Restore,
             what: display(path),
             why: format!("not restored: {why}"),
-            hint: error.hint().map(str::to_owned),
+            hint: hint
+                .or_else(|| is_forbidden.then(|| "see who may write there, and `lsattr` for what is immutable".into())),
         });
         Ok(())
     }

@@ -6,31 +6,26 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rayon::prelude::*;
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::context::Context;
-use super::display;
+use super::existing::Reuse;
 use super::fetch::{self, Wanted};
+use super::reuse::{self, open_regular};
 use super::write::Part;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, Root};
 use crate::format::segment::Decoded;
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
-use crate::report::{Problem, Severity};
-use crate::source::target::Temporary;
+use crate::source::temporary::Temporary;
 
 /// Leaves that are dealt with at once: their pages are listed in some 5 MiB.
 const WINDOW_LEAVES: usize = 32;
 /// The file is read back in blocks of this many bytes, two at a time.
 const READ_BACK_BYTES: usize = 2 << 20;
-/// Rows of an integrity check that are shown.
-const SHOWN_ROWS: usize = 3;
 
 /// A page, and where it is.
 struct Page {
@@ -48,14 +43,12 @@ struct Page {
 pub(super) fn write(context: &Context<'_>, part: &Part) -> Result<()> {
     let database = part.node.database.as_ref().ok_or_else(|| Error::corrupt("a database's node", "it has no map"))?;
     let (root, leaves) = context.repo.read_map(&database.map)?;
-    let made = part.folder.temporary(&part.node.name);
-    made.make_file()?;
-    let file_bytes = root.pages * u64::from(root.page_bytes);
-    made.set_len(file_bytes)?;
-    for (n, window) in leaves.chunks(WINDOW_LEAVES).enumerate() {
-        Window::read(context, &root, n * WINDOW_LEAVES, window)?.write(context, &root, &made)?;
+    let (made, local) = begin(part)?;
+    let filled = fill(context, &root, &leaves, &made, &local);
+    if matches!(filled, Err(Error::Interrupted)) {
+        part.folder.keep_unfinished();
     }
-    if read_back(context, &*made.file()?, &made.path(), file_bytes)?.as_bytes()[..] != root.file_hash[..] {
+    if filled?.as_bytes()[..] != root.file_hash[..] {
         return Err(Error::corrupt(
             format!("page map {}", database.map),
             "its pages do not add up to the file captured",
@@ -64,6 +57,54 @@ pub(super) fn write(context: &Context<'_>, part: &Part) -> Result<()> {
     part.complete(context, &made)?;
     context.reporter.advance(0, 1);
     Ok(())
+}
+
+/// Writes all pages, and reads the file back: what comes out is its hash.
+fn fill(
+    context: &Context<'_>,
+    root: &Root,
+    leaves: &[BlobId],
+    made: &Temporary,
+    local: &Local,
+) -> Result<blake3::Hash> {
+    let file_bytes = root.pages * u64::from(root.page_bytes);
+    made.set_len(file_bytes)?;
+    for (n, window) in leaves.chunks(WINDOW_LEAVES).enumerate() {
+        let mut window = Window::read(context, root, n * WINDOW_LEAVES, window)?;
+        match local {
+            Local::Nowhere => {}
+            Local::Itself => window.take_local(context, root, made, &*made.file()?, false)?,
+            Local::Other(file) => window.take_local(context, root, made, file, true)?,
+        }
+        window.write(context, root, made, matches!(local, Local::Itself))?;
+    }
+    read_back(context, &*made.file()?, &made.path(), file_bytes)
+}
+
+/// Where pages may be found before they are fetched.
+enum Local {
+    Nowhere,
+    /// In the file that is being made: it holds something already.
+    Itself,
+    /// In the file that is replaced.
+    Other(OwnedFd),
+}
+
+/// Begins with what a killed restore left, or with what there is.
+fn begin(part: &Part) -> Result<(Temporary, Local)> {
+    if let Some(made) = part.folder.adopt(&part.node.name) {
+        return Ok((made, Local::Itself));
+    }
+    let made = part.folder.temporary(&part.node.name);
+    made.make_file()?;
+    if part.reuse == Reuse::No {
+        return Ok((made, Local::Nowhere));
+    }
+    Ok(match open_regular(&part.folder, &part.node.name)? {
+        Some(old) if made.share_blocks_of(&old) => (made, Local::Itself),
+        Some(old) => (made, Local::Other(old)),
+        None => (made, Local::Nowhere),
+    })
 }
 
 /// The pages of some leaves, by segment.
@@ -102,7 +143,46 @@ impl Window {
         self.segments.get(page.segment as usize).copied()
     }
 
-    fn write(mut self, context: &Context<'_>, root: &Root, made: &Temporary) -> Result<()> {
+    /// Takes the pages that a local file has, and copies them if it is another one. What remains is to be fetched.
+    fn take_local(
+        &mut self,
+        context: &Context<'_>,
+        root: &Root,
+        made: &Temporary,
+        local: &OwnedFd,
+        copies: bool,
+    ) -> Result<()> {
+        let page_bytes = root.page_bytes as usize;
+        let here: Vec<Vec<bool>> = self
+            .pages
+            .par_chunks((READ_BACK_BYTES / page_bytes).max(1))
+            .map(|pages| {
+                context.reporter.check_interrupt()?;
+                let mut page = vec![0; page_bytes];
+                let has = |wanted: &Page| {
+                    let at = wanted.number * page_bytes as u64;
+                    let same = reuse::read_exact(local, &mut page, at).is_some()
+                        && context.repo.keys().page_hash(&page) == wanted.hash;
+                    if same && copies && !is_zero(&page) {
+                        made.write_at(&page, at)?;
+                    }
+                    Ok(same)
+                };
+                pages.iter().map(has).collect()
+            })
+            .collect::<Result<_>>()?;
+        let mut here = here.into_iter().flatten();
+        let before = self.pages.len();
+        self.pages.retain(|_| !here.next().unwrap_or(false));
+        let bytes = ((before - self.pages.len()) * page_bytes) as u64;
+        context.tally.bytes.add(bytes);
+        context.tally.reused.add(bytes);
+        context.reporter.advance(bytes, 0);
+        Ok(())
+    }
+
+    /// Fetches the pages. In a file that holds something already, zeros are written too.
+    fn write(mut self, context: &Context<'_>, root: &Root, made: &Temporary, writes_zeros: bool) -> Result<()> {
         let segments = std::mem::take(&mut self.segments);
         self.pages.sort_unstable_by_key(|p| (segments.get(p.segment as usize).map(|s| s.1), p.slot, p.number));
         self.segments = segments;
@@ -124,13 +204,13 @@ impl Window {
                     // Another copy of it may be sound.
                     _ => context.repo.read_segment(&id)?,
                 };
-                write_pages(context, root, made, &id, &decoded, pages)
+                write_pages(context, root, made, &id, &decoded, pages, writes_zeros)
             })
         })
     }
 }
 
-/// Writes pages of one segment, neighbours together. Pages of zeros stay holes.
+/// Writes pages of one segment, neighbours together. Pages of zeros stay holes where there are some.
 fn write_pages(
     context: &Context<'_>,
     root: &Root,
@@ -138,6 +218,7 @@ fn write_pages(
     id: &BlobId,
     decoded: &Decoded,
     pages: &[Page],
+    writes_zeros: bool,
 ) -> Result<()> {
     let page_bytes = root.page_bytes as usize;
     for page in pages {
@@ -146,7 +227,7 @@ fn write_pages(
             return Err(Error::corrupt(format!("segment {id}"), format!("it does not hold page {}", page.number + 1)));
         }
     }
-    let is_hole = |p: &Page| decoded.page(usize::from(p.slot)).is_some_and(is_zero);
+    let is_hole = |p: &Page| !writes_zeros && decoded.page(usize::from(p.slot)).is_some_and(is_zero);
     let follows = |a: &Page, b: &Page| {
         b.number == a.number + 1 && u16::from(b.slot) == u16::from(a.slot) + 1 && is_hole(a) == is_hole(b)
     };
@@ -159,7 +240,8 @@ fn write_pages(
         }
     }
     let bytes = (pages.len() * page_bytes) as u64;
-    context.bytes.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    context.tally.bytes.add(bytes);
+    context.tally.fetched.add(bytes);
     context.reporter.advance(bytes, 0);
     Ok(())
 }
@@ -203,36 +285,4 @@ pub(super) fn read_back(context: &Context<'_>, file: &OwnedFd, path: &Path, file
         std::mem::swap(&mut this, &mut next);
     }
     Ok(hasher.finalize())
-}
-
-/// Runs `PRAGMA integrity_check` on a restored database; `false` if it did not pass, which is reported.
-pub(super) fn verify(context: &Context<'_>, path: &Path) -> bool {
-    let (severity, why) = match integrity(path) {
-        Ok(rows) if rows == ["ok"] => return true,
-        Ok(rows) => (Severity::Restore, format!("restored as it was captured, but not sound: {}", rows.join("; "))),
-        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) => {
-            (Severity::Restore, format!("restored as it was captured, but not sound: {e}"))
-        }
-        Err(e) => (Severity::Note, format!("restored exactly, but its integrity could not be checked: {e}")),
-    };
-    let hint = (severity == Severity::Restore).then(|| "an older snapshot may hold a sound version".into());
-    context.reporter.problem(Problem { severity, what: display(path), why, hint });
-    false
-}
-
-fn integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.push(char::from(*byte)),
-            _ => uri.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    uri.push_str("?immutable=1&mode=ro");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(uri, flags)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    let mut check = connection.prepare("PRAGMA integrity_check")?;
-    check.query_map([], |row| row.get(0))?.take(SHOWN_ROWS).collect()
 }

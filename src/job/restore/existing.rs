@@ -1,4 +1,4 @@
-//! What is at the target already: files to leave or to replace, and what belongs to a database that is replaced.
+//! What is at the target already: what to leave, what to replace, and what belongs to a database that is replaced.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -10,8 +10,7 @@ use rustix::fs::{FileType, Stat};
 use super::context::Context;
 use super::database::read_back;
 use super::plan::Walk;
-use super::write::Part;
-use super::{Overwrite, display};
+use super::{Overwrite, display, reuse};
 use crate::error::{Error, Result};
 use crate::format::tree::{Database, Node, NodeKind};
 use crate::source::target::Folder;
@@ -21,6 +20,40 @@ pub(super) const SIDECARS: [&[u8]; 3] = [b"-wal", b"-shm", b"-journal"];
 const FILE_LOCKS: (i64, i64) = (0x4000_0000, 512);
 /// Where it locks the `-shm` file; the last byte is held by everyone who has the database open.
 const SHM_LOCKS: (i64, i64) = (120, 9);
+
+/// What of a file that is there is used for the one that replaces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// Nothing.
+    No,
+    /// What it has of the content.
+    Copy,
+    /// The same; if it has all of the content, it stays.
+    Keep,
+}
+
+/// What happens to what has a name.
+pub(super) enum Verdict {
+    /// Nothing is there.
+    Create,
+    /// It is left.
+    Keep,
+    /// Its content is right: only its attributes may have to be set.
+    Same(OwnedFd),
+    /// It is replaced.
+    Replace(Reuse),
+}
+
+/// Another name of the same file in the snapshot, seen before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// There was none.
+    No,
+    /// It will be written.
+    Planned,
+    /// It is there: device and inode.
+    There(u64, u64),
+}
 
 /// Whether a node is a database, or was one that could not be captured.
 fn may_be_database(node: &Node) -> bool {
@@ -40,70 +73,138 @@ pub(super) fn stale_sidecars(folder: &Folder, node: &Node, walk: &Walk<'_>) -> V
     SIDECARS.iter().map(|suffix| beside(&node.name, suffix)).filter(|name| !walk.will_reach(name)).collect()
 }
 
-/// Whether what is there is left as it is. Otherwise it may be replaced.
+/// The kind of a file by its stat.
+pub(super) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// What happens to what has the name of a node that is no directory.
 ///
 /// # Errors
 /// If it may not be replaced: another process has the database open, or it is a directory.
-pub(super) fn is_kept(context: &Context<'_>, part: &Part) -> Result<bool> {
-    let Part { folder, node, .. } = part;
+pub(super) fn judge(context: &Context<'_>, folder: &Folder, node: &Node, link: Link) -> Result<Verdict> {
     if folder.is_new() {
-        return Ok(false);
+        return Ok(Verdict::Create);
     }
-    let force = context.options.force;
     let there = folder.stat(&node.name)?;
     if let Some(stat) = &there {
-        match context.options.overwrite {
-            Some(Overwrite::Never) => return Ok(true),
-            Some(Overwrite::IfChanged) if is_unchanged(context, part, stat)? => return Ok(true),
-            _ => {}
+        let leaves = context.overwrite == Overwrite::Never;
+        if leaves || link == Link::There(stat.st_dev, stat.st_ino) {
+            return Ok(Verdict::Keep);
+        }
+        if link == Link::No
+            && let Some(verdict) = same(context, folder, node, stat)?
+        {
+            return Ok(verdict);
         }
     }
-    if !force && may_be_database(node) && is_in_use(folder, &node.name)? {
+    if !context.options.force && may_be_database(node) && is_in_use(folder, &node.name)? {
         return Err(Error::refused(
-            format!("another process has the database {} open", display(&part.path())),
+            format!("another process has the database {} open", display(&folder.path_of(&node.name))),
             "end that process and restore again, or restore to another directory",
         ));
     }
-    if force && there.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory) {
-        folder.remove_folder(&node.name)?;
+    let Some(stat) = there else { return Ok(Verdict::Create) };
+    if kind(&stat) == FileType::Directory && !(context.options.replaces_kinds() && folder_is_empty(folder, node)?) {
+        return Err(Error::refused(
+            format!("a directory has the name of {}", display(&folder.path_of(&node.name))),
+            "move it away; with --delete it goes if the snapshot has nothing of it, an empty one with --in-place too",
+        ));
+    }
+    let takes_local = context.options.in_place || context.compares_content;
+    let usable = takes_local && link == Link::No && kind(&stat) == FileType::RegularFile;
+    let may_be_left = context.overwrite == Overwrite::IfChanged || context.is_of_this_restore(&stat);
+    let may_stay = may_be_left && is_only_name(&stat, node);
+    Ok(Verdict::Replace(match (usable, node.size == u64::try_from(stat.st_size).ok()) {
+        (true, true) if may_stay && node.kind == NodeKind::File => Reuse::Keep,
+        (true, _) => Reuse::Copy,
+        _ => Reuse::No,
+    }))
+}
+
+fn folder_is_empty(folder: &Folder, node: &Node) -> Result<bool> {
+    let path = folder.path_of(&node.name);
+    let mut entries = std::fs::read_dir(&path).map_err(|e| Error::file("list", &path, e))?;
+    Ok(entries.next().is_none())
+}
+
+/// A file with further names that the snapshot doesn't have as such may be another file's as well.
+fn is_only_name(stat: &Stat, node: &Node) -> bool {
+    stat.st_nlink == 1 || node.hard_link.is_some()
+}
+
+/// Whether what is there is what the snapshot has, as far as it is trusted to tell.
+fn same(context: &Context<'_>, folder: &Folder, node: &Node, stat: &Stat) -> Result<Option<Verdict>> {
+    let trusted = match context.overwrite {
+        Overwrite::Always => context.is_of_this_restore(stat),
+        Overwrite::IfChanged => true,
+        Overwrite::Never => false,
+    };
+    if !trusted {
+        return Ok(None);
+    }
+    match (node.kind, kind(stat)) {
+        (NodeKind::File | NodeKind::Database, FileType::RegularFile) => {}
+        (NodeKind::Symlink, FileType::Symlink) => {
+            let leads = folder.link_target(&node.name)?;
+            let same = leads.as_deref() == node.target.as_deref().map(|t| &t[..]) && node.xattrs.is_none();
+            return Ok((same && context.attributes.are_those_of(stat, node)).then_some(Verdict::Keep));
+        }
+        (NodeKind::Fifo, FileType::Fifo)
+        | (NodeKind::CharDevice, FileType::CharacterDevice)
+        | (NodeKind::BlockDevice, FileType::BlockDevice) => {
+            let same = node.rdev.is_none_or(|rdev| rdev == stat.st_rdev) && node.xattrs.is_none();
+            return Ok((same && context.attributes.are_those_of(stat, node)).then_some(Verdict::Keep));
+        }
+        _ => return Ok(None),
+    }
+    if !is_only_name(stat, node) || node.size != u64::try_from(stat.st_size).ok() {
+        return Ok(None);
+    }
+    let Ok(Some(file)) = folder.open_file(&node.name) else { return Ok(None) };
+    let has_time = (stat.st_mtime, stat.st_mtime_nsec.cast_signed()) == (node.mtime.secs, node.mtime.nanos.into());
+    let path = folder.path_of(&node.name);
+    let same = match &node.database {
+        Some(database) => {
+            // Commits go to the WAL first: two versions of a database may have the same size and time.
+            !has_log(folder, &node.name)?
+                && match context.options.dry_run && !context.compares_content {
+                    true => has_time,
+                    false => is_captured(context, database, &file, &path, stat.st_size.unsigned_abs())?,
+                }
+        }
+        None if context.compares_content && context.options.dry_run => reuse::has_content(context, node, &file)?,
+        None => has_time && !context.compares_content,
+    };
+    Ok(same.then_some(Verdict::Same(file)))
+}
+
+fn has_log(folder: &Folder, name: &[u8]) -> Result<bool> {
+    for suffix in [SIDECARS[0], SIDECARS[2]] {
+        if folder.stat(&beside(name, suffix))?.is_some_and(|s| s.st_size > 0) {
+            return Ok(true);
+        }
     }
     Ok(false)
 }
 
-fn is_unchanged(context: &Context<'_>, part: &Part, stat: &Stat) -> Result<bool> {
-    let Part { folder, node, .. } = part;
-    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    if !is_file || node.size != u64::try_from(stat.st_size).ok() {
-        return Ok(false);
-    }
-    let Some(database) = &node.database else {
-        return Ok(node.mtime.secs == stat.st_mtime && u64::from(node.mtime.nanos) == stat.st_mtime_nsec);
-    };
-    // Commits go to the WAL first: two versions of a database may have the same size and time.
-    for suffix in [SIDECARS[0], SIDECARS[2]] {
-        if folder.stat(&beside(&node.name, suffix))?.is_some_and(|s| s.st_size > 0) {
-            return Ok(false);
-        }
-    }
-    match folder.open_file(&node.name)? {
-        Some(file) => is_captured(context, database, &file, &part.path(), stat.st_size.unsigned_abs()),
-        None => Ok(false),
-    }
-}
-
 /// Whether a file is, byte for byte, the database that was captured.
-///
-/// # Errors
-/// If the file or the page map can't be read.
-pub(super) fn is_captured(
-    context: &Context<'_>,
-    database: &Database,
-    file: &OwnedFd,
-    path: &Path,
-    bytes: u64,
-) -> Result<bool> {
+fn is_captured(context: &Context<'_>, database: &Database, file: &OwnedFd, path: &Path, bytes: u64) -> Result<bool> {
     let hash = read_back(context, file, path, bytes)?;
     Ok(hash.as_bytes()[..] == context.repo.read_map(&database.map)?.0.file_hash[..])
+}
+
+/// Whether a file is a database that another process has open, or belongs to one.
+///
+/// # Errors
+/// If its locks can't be looked at.
+pub(super) fn is_part_of_open_database(folder: &Folder, name: &[u8]) -> Result<bool> {
+    let owner = SIDECARS.iter().find_map(|suffix| name.strip_suffix(*suffix)).unwrap_or(name);
+    match is_in_use(folder, owner) {
+        // What we may not read is not ours to know of; who may delete it decides by the directory.
+        Err(Error::File { error, .. }) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+        answer => answer,
+    }
 }
 
 /// Whether another process holds one of SQLite's locks on a database.

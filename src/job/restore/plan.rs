@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::vec;
 
 use ignore::Match;
@@ -10,6 +10,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::error::{Error, Result};
 use crate::format::MAX_TREE_DEPTH;
+use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Node, NodeKind};
 use crate::repo::{Repository, Selected, Start};
 use crate::report::{Problem, Reporter, Severity};
@@ -70,6 +71,8 @@ pub(super) enum Step {
 struct Level {
     nodes: vec::IntoIter<Node>,
     wanted: bool,
+    /// Whether the snapshot has all that was in the directory, as opposed to what leads to a source.
+    covered: bool,
     /// Length of the path of the directory, in bytes.
     path_bytes: usize,
 }
@@ -82,6 +85,10 @@ pub(super) struct Walk<'a> {
     levels: Vec<Level>,
     path: Vec<u8>,
     seen: u64,
+    /// Whether another walk reports what can't be read.
+    is_first_look: bool,
+    /// Where the sources are in the tree.
+    sources: Vec<Vec<u8>>,
 }
 
 impl<'a> Walk<'a> {
@@ -110,8 +117,15 @@ impl<'a> Walk<'a> {
             // What was named is not excluded.
             wanted = patterns.judge(&path, true, wanted).unwrap_or(wanted);
         }
-        let levels = vec![Level { nodes: nodes.into_iter(), wanted, path_bytes: path.len() }];
-        Ok(Self { repo, patterns, reporter, levels, path, seen: 0 })
+        let sources = sources(&selected.named.snapshot);
+        let covered = matches!(start, Start::Directory(..)) && is_covered(&sources, &path);
+        let levels = vec![Level { nodes: nodes.into_iter(), wanted, covered, path_bytes: path.len() }];
+        Ok(Self { repo, patterns, reporter, levels, path, seen: 0, is_first_look: false, sources })
+    }
+
+    /// A walk before the one that restores: what can't be read is reported there.
+    pub(super) fn as_first_look(self) -> Self {
+        Self { is_first_look: true, ..self }
     }
 
     /// The next step; `None` at the end. A directory that can't be read is reported, and is no step.
@@ -142,6 +156,7 @@ impl<'a> Walk<'a> {
             self.reporter.check_interrupt()?;
             match self.descend(&node, wanted) {
                 Ok(()) => return Ok(Some(Step::Enter { node: Box::new(node), wanted })),
+                Err(_) if self.is_first_look => {}
                 Err(e) => self.reporter.problem(Problem {
                     severity: Severity::Restore,
                     what: self.display(),
@@ -158,7 +173,8 @@ impl<'a> Walk<'a> {
         }
         let tree = node.tree.ok_or_else(|| Error::corrupt("the snapshot", "a directory of it has no tree"))?;
         let nodes = self.repo.read_tree(&tree)?.into_iter();
-        self.levels.push(Level { nodes, wanted, path_bytes: self.path.len() });
+        let covered = is_covered(&self.sources, &self.path);
+        self.levels.push(Level { nodes, wanted, covered, path_bytes: self.path.len() });
         Ok(())
     }
 
@@ -172,6 +188,19 @@ impl<'a> Walk<'a> {
         String::from_utf8_lossy(&self.path).into_owned()
     }
 
+    /// Whether the walk is where it began.
+    pub(super) fn is_at_top(&self) -> bool {
+        self.levels.len() == 1
+    }
+
+    /// What tells whether names that the snapshot doesn't have in the directory just entered are selected; `None` if
+    /// the snapshot doesn't have that directory whole.
+    pub(super) fn surroundings(&self) -> Option<Surroundings<'_>> {
+        let level = self.levels.last().filter(|level| level.covered)?;
+        let path = self.path.get(..level.path_bytes)?;
+        Some(Surroundings { patterns: self.patterns, path, wanted: level.wanted, nodes: level.nodes.as_slice() })
+    }
+
     /// Whether the node with this name, later in the same directory, will be a step too.
     pub(super) fn will_reach(&self, name: &[u8]) -> bool {
         let Some(level) = self.levels.last() else { return false };
@@ -183,7 +212,66 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn push_name(path: &mut Vec<u8>, name: &[u8]) {
+/// A directory in the snapshot, as seen on entering it.
+pub(super) struct Surroundings<'a> {
+    patterns: &'a Patterns,
+    /// Its path in the snapshot.
+    pub path: &'a [u8],
+    wanted: bool,
+    nodes: &'a [Node],
+}
+
+impl Surroundings<'_> {
+    /// What has this name in the snapshot.
+    pub(super) fn kind_of(&self, name: &[u8]) -> Option<NodeKind> {
+        let at = self.nodes.binary_search_by(|n| n.name[..].cmp(name)).ok()?;
+        self.nodes.get(at).map(|node| node.kind)
+    }
+
+    /// Whether a path would be restored if the snapshot had it; `around` is whether the directory that it is in would
+    /// be, and `None` stands for the one that was entered.
+    pub(super) fn selects(&self, path: &[u8], is_directory: bool, around: Option<bool>) -> bool {
+        self.patterns.judge(path, is_directory, around.unwrap_or(self.wanted)) == Some(true)
+    }
+}
+
+/// Where the paths given to `create` are in the tree. One that led out of the working directory is there by its
+/// absolute path, which only the name of the source tells; where it doesn't, that path is left out.
+fn sources(snapshot: &Snapshot) -> Vec<Vec<u8>> {
+    let by_name: Vec<_> = snapshot.source.split(':').filter(|name| name.starts_with('/')).map(resolve).collect();
+    let place = |path: &[u8]| {
+        let (names, leads_out) = resolve(OsStr::from_bytes(path));
+        if !leads_out || path.starts_with(b"/") {
+            return Some(names.join(&b'/'));
+        }
+        by_name.iter().map(|(whole, _)| whole).find(|whole| whole.ends_with(&names)).map(|whole| whole.join(&b'/'))
+    };
+    snapshot.paths.iter().filter_map(|path| place(path)).collect()
+}
+
+/// The names in a path, `..` resolved, and whether it leads out of where it begins.
+fn resolve(path: impl AsRef<Path>) -> (Vec<Vec<u8>>, bool) {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut leads_out = false;
+    for component in path.as_ref().components() {
+        match component {
+            Component::Normal(name) => names.push(name.as_bytes().to_vec()),
+            Component::ParentDir => leads_out |= names.pop().is_none(),
+            _ => {}
+        }
+    }
+    (names, leads_out)
+}
+
+fn is_covered(sources: &[Vec<u8>], path: &[u8]) -> bool {
+    let within = |source: &Vec<u8>| {
+        let rest = path.strip_prefix(&source[..]);
+        source.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    };
+    sources.iter().any(within)
+}
+
+pub(super) fn push_name(path: &mut Vec<u8>, name: &[u8]) {
     if !path.is_empty() {
         path.push(b'/');
     }
@@ -202,6 +290,26 @@ mod tests {
             wanted = patterns.judge(&path.as_bytes()[..at], true, wanted)?;
         }
         patterns.judge(path.as_bytes(), false, wanted)
+    }
+
+    #[test]
+    fn only_sources_are_covered() {
+        let place = |path: &str, source: &str| {
+            let paths = vec![path.as_bytes().to_vec().into()];
+            let found = sources(&crate::job::sample::snapshot_of(paths, source));
+            found.first().map(|place| String::from_utf8(place.clone()).unwrap())
+        };
+        assert_eq!(place("/srv/app", "x").as_deref(), Some("srv/app"));
+        assert_eq!(place("./a/../data/", "x").as_deref(), Some("data"));
+        assert_eq!(place(".", "x").as_deref(), Some(""));
+        assert_eq!(place("../data", "/home/u/data").as_deref(), Some("home/u/data"));
+        assert_eq!(place("..", "/home/u").as_deref(), Some("home/u"));
+        assert_eq!(place("../link", "/real/data"), None);
+        assert_eq!(place("../data", "a name"), None);
+        let covered = |path: &str| is_covered(&[b"srv/app".to_vec()], path.as_bytes());
+        assert!(covered("srv/app") && covered("srv/app/x"));
+        assert!(!covered("") && !covered("srv") && !covered("srv/apple"));
+        assert!(is_covered(&[vec![]], b""));
     }
 
     #[test]

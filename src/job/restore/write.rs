@@ -3,7 +3,7 @@
 //! Small files lie many to a frame and large ones many to a pack: every frame is read, opened and decoded once and its
 //! blobs go to wherever they belong. A file is complete when its last piece is written, whichever that is.
 
-use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::context::Context;
 use super::display;
+use super::existing::Reuse;
 use super::fetch::{self, Wanted};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
@@ -20,10 +21,8 @@ use crate::id::BlobId;
 use crate::index::Place;
 use crate::repo::{FrameReader, Repository};
 use crate::report::Severity;
-use crate::source::target::{Folder, Temporary};
-
-/// A batch is written when it has this many files and pieces: about 20 MiB of plan.
-const BATCH_ITEMS: usize = 50_000;
+use crate::source::target::Folder;
+use crate::source::temporary::Temporary;
 
 /// One name to restore.
 pub(super) struct Part {
@@ -31,6 +30,8 @@ pub(super) struct Part {
     pub node: Node,
     /// Files beside it that must be gone before it gets its name.
     pub stale: Vec<Vec<u8>>,
+    /// What of the file that is there is used.
+    pub reuse: Reuse,
 }
 
 impl Part {
@@ -43,7 +44,7 @@ impl Part {
     /// # Errors
     /// [`Error::File`].
     pub(super) fn complete(&self, context: &Context<'_>, made: &Temporary) -> Result<()> {
-        context.attributes.apply(&*made.file()?, &self.node, || self.path());
+        context.attributes.apply(&*made.file()?, &self.node, self.folder.passes_on_acl(), || self.path());
         if !self.stale.is_empty() {
             // What it replaces and its WAL were a sound database: what comes instead must survive a power cut too.
             made.sync()?;
@@ -65,54 +66,93 @@ struct Extent {
     bytes: u64,
 }
 
-fn extents(node: &Node) -> Vec<Extent> {
-    let whole = [0, node.size.unwrap_or(0)];
-    let pairs = node.extents.as_deref().unwrap_or(&whole);
-    let mut data = 0;
-    let place = |pair: &[u64; 2]| {
-        let extent = Extent { data, file: pair[0], bytes: pair[1] };
-        data += pair[1];
-        extent
-    };
-    pairs.as_chunks().0.iter().map(place).collect()
+/// Where the data of a file lies in it.
+pub(super) struct Layout {
+    extents: Vec<Extent>,
+    pub data_bytes: u64,
+    file_bytes: u64,
 }
 
-struct File {
-    part: Part,
-    extents: Vec<Extent>,
+impl Layout {
+    pub(super) fn of(node: &Node) -> Self {
+        let file_bytes = node.size.unwrap_or(0);
+        let whole = [0, file_bytes];
+        let pairs = node.extents.as_deref().unwrap_or(&whole);
+        let mut data = 0;
+        let place = |pair: &[u64; 2]| {
+            let extent = Extent { data, file: pair[0], bytes: pair[1] };
+            data += pair[1];
+            extent
+        };
+        let extents = pairs.as_chunks().0.iter().map(place).collect();
+        Self { extents, data_bytes: data, file_bytes }
+    }
+
+    /// Takes data from `at` on apart: the range in it, and where in the file that belongs.
+    pub(super) fn spans(&self, at: u64, bytes: usize) -> impl Iterator<Item = (Range<usize>, u64)> {
+        let end = at + bytes as u64;
+        let first = self.extents.partition_point(|e| e.data + e.bytes <= at);
+        let within = self.extents.get(first..).unwrap_or_default().iter().take_while(move |e| e.data < end);
+        within.map(move |extent| {
+            let (from, to) = (extent.data.max(at), (extent.data + extent.bytes).min(end));
+            ((from - at) as usize..(to - at) as usize, extent.file + (from - extent.data))
+        })
+    }
+
+    /// Stretches of the file that hold no data: offset and length, in bytes.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = [0].into_iter().chain(self.extents.iter().map(|e| e.file + e.bytes));
+        let begins = self.extents.iter().map(|e| e.file).chain([self.file_bytes]);
+        ends.zip(begins).filter_map(|(end, begin)| (begin > end).then(|| (end, begin - end)))
+    }
+}
+
+pub(super) struct File {
+    pub part: Part,
+    pub layout: Layout,
     /// Pieces to come.
-    left: AtomicUsize,
+    pub left: AtomicUsize,
     state: Mutex<State>,
 }
 
-enum State {
+pub(super) enum State {
     Waiting,
     Writing(Arc<Temporary>),
     Done,
+    /// What was there is right.
+    Kept,
     Lost,
 }
 
 /// A blob that goes to one place in one file.
-struct Piece {
-    id: BlobId,
-    place: Place,
+pub(super) struct Piece {
+    pub id: BlobId,
+    pub place: Place,
     /// Number of the file in the batch.
-    file: u32,
+    pub file: u32,
     /// Where in the file's data, in bytes.
-    at: u64,
+    pub at: u64,
 }
 
 impl File {
+    pub(super) fn new(part: Part, layout: Layout, pieces: usize) -> Self {
+        Self { part, layout, left: AtomicUsize::new(pieces), state: Mutex::new(State::Waiting) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file under its temporary name, made at the first call; `None` if it is lost.
-    fn begin(&self) -> Result<Option<Arc<Temporary>>> {
+    pub(super) fn set(&self, state: State) {
+        *self.lock() = state;
+    }
+
+    /// The file under its temporary name, made at the first call; `None` if it is lost, or needs no writing.
+    pub(super) fn begin(&self) -> Result<Option<Arc<Temporary>>> {
         let mut state = self.lock();
         match &*state {
             State::Writing(made) => Ok(Some(made.clone())),
-            State::Lost | State::Done => Ok(None),
+            State::Lost | State::Done | State::Kept => Ok(None),
             State::Waiting => {
                 let made = Arc::new(self.part.folder.temporary(&self.part.node.name));
                 made.make_file()?;
@@ -125,22 +165,21 @@ impl File {
         }
     }
 
-    fn write(&self, context: &Context<'_>, mut at: u64, mut bytes: &[u8]) -> Result<()> {
+    /// Writes data from `at` on to wherever it belongs.
+    pub(super) fn put(&self, made: &Temporary, at: u64, bytes: &[u8]) -> Result<()> {
+        self.layout.spans(at, bytes.len()).try_for_each(|(range, offset)| {
+            let part = bytes.get(range).unwrap_or_default();
+            made.write_at(part, offset)
+        })
+    }
+
+    fn write(&self, context: &Context<'_>, at: u64, bytes: &[u8]) -> Result<()> {
         let Some(made) = self.begin()? else { return Ok(()) };
-        let count = bytes.len() as u64;
-        let first = self.extents.partition_point(|e| e.data + e.bytes <= at);
-        for extent in self.extents.get(first..).unwrap_or_default() {
-            let skip = at.saturating_sub(extent.data);
-            let n = (extent.bytes - skip).min(bytes.len() as u64);
-            let (now, later) = bytes.split_at(n as usize);
-            made.write_at(now, extent.file + skip)?;
-            (bytes, at) = (later, at + n);
-            if bytes.is_empty() {
-                break;
-            }
-        }
+        self.put(&made, at, bytes)?;
         drop(made);
-        context.bytes.fetch_add(count, Ordering::Relaxed);
+        let count = bytes.len() as u64;
+        context.tally.bytes.add(count);
+        context.tally.fetched.add(count);
         context.reporter.advance(count, 0);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 { self.finish(context) } else { Ok(()) }
     }
@@ -148,13 +187,13 @@ impl File {
     fn finish(&self, context: &Context<'_>) -> Result<()> {
         let Some(made) = self.begin()? else { return Ok(()) };
         self.part.complete(context, &made)?;
-        *self.lock() = State::Done;
-        context.files.fetch_add(1, Ordering::Relaxed);
+        self.set(State::Done);
+        context.tally.files.add(1);
         context.reporter.advance(0, 1);
         Ok(())
     }
 
-    fn lose(&self, context: &Context<'_>, error: Error) -> Result<()> {
+    pub(super) fn lose(&self, context: &Context<'_>, error: Error) -> Result<()> {
         let before = std::mem::replace(&mut *self.lock(), State::Lost);
         if matches!(before, State::Lost) {
             return Ok(());
@@ -164,122 +203,16 @@ impl File {
         context.lose(&self.part.path(), error)
     }
 
-    fn is(&self, wanted: impl Fn(&State) -> bool) -> bool {
+    pub(super) fn is(&self, wanted: impl Fn(&State) -> bool) -> bool {
         wanted(&self.lock())
     }
 }
 
-/// A name of a file that has several.
-enum Linked {
-    /// In the batch that is being gathered.
-    Planned,
-    /// Restored.
-    There(Arc<Folder>, Vec<u8>),
-}
-
-/// Gathers files and writes them in batches; then links, then attributes of directories that are complete.
-pub(super) struct Files<'a> {
-    context: &'a Context<'a>,
-    files: Vec<File>,
-    pieces: Vec<Piece>,
-    linked: HashMap<u64, Linked>,
-    links: Vec<Part>,
-    /// Directories that the walk has left, deepest first.
-    closed: Vec<(Arc<Folder>, Node)>,
-}
-
-impl<'a> Files<'a> {
-    pub(super) fn new(context: &'a Context<'a>) -> Self {
-        Self { context, files: vec![], pieces: vec![], linked: HashMap::new(), links: vec![], closed: vec![] }
-    }
-
-    /// A directory gets its attributes when everything in it is there.
-    pub(super) fn close_folder(&mut self, folder: Arc<Folder>, node: Node) {
-        self.closed.push((folder, node));
-    }
-
-    /// Adds a file to the batch, or to the links that follow it.
-    pub(super) fn add(&mut self, part: Part) -> Result<()> {
-        if matches!(part.node.hard_link.and_then(|group| self.linked.get(&group)), Some(Linked::Planned)) {
-            self.links.push(part);
-            return Ok(());
-        }
-        if self.is_linked(&part)? {
-            self.context.files.fetch_add(1, Ordering::Relaxed);
-            self.context.reporter.advance(part.node.size.unwrap_or(0), 1);
-            return Ok(());
-        }
-        self.add_file(part)
-    }
-
-    fn add_file(&mut self, part: Part) -> Result<()> {
-        let number = self.files.len() as u32;
-        let extents = extents(&part.node);
-        let data_bytes = extents.iter().map(|e| e.bytes).sum();
-        let pieces = match pieces(self.context.repo, &part.node, number, data_bytes) {
-            Ok(pieces) => pieces,
-            Err(e) => return self.context.lose(&part.path(), e),
-        };
-        if let Some(group) = part.node.hard_link {
-            self.linked.insert(group, Linked::Planned);
-        }
-        let left = AtomicUsize::new(pieces.len());
-        self.pieces.extend(pieces);
-        self.files.push(File { part, extents, left, state: Mutex::new(State::Waiting) });
-        Ok(())
-    }
-
-    /// Whether a name could be made as a link to a file that is restored already.
-    pub(super) fn is_linked(&self, part: &Part) -> Result<bool> {
-        let group = part.node.hard_link.and_then(|group| self.linked.get(&group));
-        let Some(Linked::There(folder, name)) = group else { return Ok(false) };
-        let made = part.folder.temporary(&part.node.name);
-        let clear = || part.stale.iter().try_for_each(|name| part.folder.remove(name));
-        // Where links are not to be had, the contents are written once more.
-        Ok(made.make_link(folder, name).and_then(|()| clear()).and_then(|()| made.place()).is_ok())
-    }
-
-    /// Further names of this one can be links to it.
-    pub(super) fn remember_link(&mut self, part: &Part) {
-        if let Some(group) = part.node.hard_link {
-            self.linked.insert(group, Linked::There(part.folder.clone(), part.node.name.to_vec()));
-        }
-    }
-
-    pub(super) fn flush_if_full(&mut self) -> Result<()> {
-        if self.files.len() + self.pieces.len() + self.links.len() + self.closed.len() < BATCH_ITEMS {
-            return Ok(());
-        }
-        self.flush()
-    }
-
-    /// Writes everything that was gathered.
-    pub(super) fn flush(&mut self) -> Result<()> {
-        while !self.files.is_empty() {
-            let pieces = std::mem::take(&mut self.pieces);
-            write_batch(self.context, &self.files, pieces)?;
-            for file in std::mem::take(&mut self.files) {
-                if file.is(|s| matches!(s, State::Done)) {
-                    self.remember_link(&file.part);
-                } else if let Some(group) = file.part.node.hard_link {
-                    self.linked.remove(&group);
-                }
-            }
-            // Where the first of several names was lost, the next one is written instead: another round.
-            std::mem::take(&mut self.links).into_iter().try_for_each(|part| self.add(part))?;
-        }
-        for (folder, node) in self.closed.drain(..) {
-            match folder.handle() {
-                Ok(handle) => self.context.attributes.apply(&*handle, &node, || folder.path()),
-                Err(e) => self.context.lose(&folder.path(), e)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where the data of a file lies, piece by piece.
-fn pieces(repo: &Repository, node: &Node, file: u32, data_bytes: u64) -> Result<Vec<Piece>> {
+/// Where the data of a file is in the repository, piece by piece.
+///
+/// # Errors
+/// If anything of it is nowhere, or it is not as long as stated.
+pub(super) fn pieces(repo: &Repository, node: &Node, file: u32, data_bytes: u64) -> Result<Vec<Piece>> {
     let content = node.content.as_ref().ok_or_else(|| Error::corrupt("a file's node", "it has no content"))?;
     let ids = repo.chunks(content)?;
     let mut pieces = Vec::with_capacity(ids.len());
@@ -300,7 +233,11 @@ fn pieces(repo: &Repository, node: &Node, file: u32, data_bytes: u64) -> Result<
     }
 }
 
-fn write_batch(context: &Context<'_>, files: &[File], mut pieces: Vec<Piece>) -> Result<()> {
+/// Fetches pieces and writes them.
+///
+/// # Errors
+/// What ends the whole restore.
+pub(super) fn write_batch(context: &Context<'_>, files: &[File], mut pieces: Vec<Piece>) -> Result<()> {
     files.par_iter().filter(|f| f.left.load(Ordering::Relaxed) == 0).try_for_each(|file| {
         context.reporter.check_interrupt()?;
         file.finish(context).or_else(|e| file.lose(context, e))

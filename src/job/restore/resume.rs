@@ -1,0 +1,157 @@
+//! Beginning a restore, or going on with one that was killed: what the mark in the target says, and what may begin
+//! beside what is there.
+
+use std::sync::Arc;
+
+use super::{Options, display};
+use crate::error::{Error, Result};
+use crate::repo::Selected;
+use crate::report::{Reporter, Severity};
+use crate::source::marker::{self, MARKER, Marker};
+use crate::source::target::Folder;
+
+const FIRST_LINE: &str =
+    "A restore into this directory has not ended. Run the same command again: it goes on where that one stopped.";
+/// Another number after each start of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What is being restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    snapshot: String,
+    /// Hash of the place in the snapshot and the patterns.
+    selection: String,
+    /// Whether the restore made the target.
+    is_new: bool,
+    boot: String,
+}
+
+/// What is known of the restore that this one goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resumed {
+    /// When it was begun, in seconds and nanoseconds, by the clock of the target's file system.
+    pub since: (i64, i64),
+    /// Whether it made the target.
+    pub is_new: bool,
+    /// Whether the machine was started since: what was written may never have reached the disk.
+    pub is_of_another_boot: bool,
+}
+
+impl Mark {
+    pub(super) fn new(selected: &Selected, options: &Options, is_new: bool) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
+        for list in [selected.sub_path.clone(), bytes(&options.include), bytes(&options.exclude)] {
+            hasher.update(&(list.len() as u64).to_le_bytes());
+            for item in list {
+                hasher.update(&(item.len() as u64).to_le_bytes()).update(&item);
+            }
+        }
+        Self {
+            snapshot: selected.named.id.to_string(),
+            selection: hasher.finalize().to_hex().to_string(),
+            is_new,
+            // Where there is none, no start of the machine is noticed.
+            boot: std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { snapshot, selection, is_new, boot } = self;
+        format!("{FIRST_LINE}\nsnapshot {snapshot}\nselection {selection}\nnew {is_new}\nboot {boot}\n")
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().skip(1);
+        let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
+        Some(Self {
+            snapshot: value("snapshot")?,
+            selection: value("selection")?,
+            is_new: value("new")?.parse().ok()?,
+            boot: value("boot")?,
+        })
+    }
+
+    /// What a mark that was found means for this restore: it goes on with that one, or begins.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the target holds something, and it was not said what to do with that.
+    fn goes_on(
+        &self,
+        found: Option<&str>,
+        since: (i64, i64),
+        target: &Folder,
+        options: &Options,
+    ) -> Result<Option<Resumed>> {
+        let found = found.and_then(Self::parse);
+        if let Some(found) = &found
+            && (&found.snapshot, &found.selection) == (&self.snapshot, &self.selection)
+        {
+            let is_of_another_boot = found.boot != self.boot;
+            return Ok(Some(Resumed { since, is_new: found.is_new, is_of_another_boot }));
+        }
+        if options.says_what_to_do() {
+            return Ok(None);
+        }
+        if let Some(found) = found {
+            let short: String = found.snapshot.chars().filter(char::is_ascii_hexdigit).take(8).collect();
+            let what = if found.snapshot == self.snapshot { "another part of snapshot" } else { "snapshot" };
+            return Err(Error::refused(
+                format!("{} holds an unfinished restore of {what} {short}", display(&target.path())),
+                format!(
+                    "finish it with the command that began it, naming {short}; choose another target; or say with \
+                     --in-place or --overwrite what happens to the files that are there"
+                ),
+            ));
+        }
+        if target.names()?.iter().any(|name| name != MARKER) {
+            return Err(Error::refused(
+                format!("{} is not empty", display(&target.path())),
+                "choose another target, or say what happens to files that are there: --in-place, or --overwrite \
+                 always, if-changed or never",
+            ));
+        }
+        Ok(None)
+    }
+
+    /// What a restore would go on with; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Mark::begin`].
+    pub(super) fn look(&self, target: Option<&Folder>, options: &Options) -> Result<Option<Resumed>> {
+        let Some(target) = target else { return Ok(None) };
+        let (text, since) = marker::peek(target).unzip();
+        self.goes_on(text.as_deref(), since.unwrap_or_default(), target, options)
+    }
+
+    /// Marks the target, and keeps other restores away from it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the target holds something, [`Error::Locked`] if another restore is at work there, and
+    /// [`Error::File`].
+    pub(super) fn begin(
+        &self,
+        there: Option<&Folder>,
+        options: &Options,
+        reporter: &Reporter,
+    ) -> Result<(Arc<Folder>, Marker, Option<Resumed>)> {
+        // A target that is refused is left as it is; one with a mark in it may be another restore's.
+        if let Some(there) = there
+            && there.stat(MARKER)?.is_none()
+        {
+            self.goes_on(None, (0, 0), there, options)?;
+        }
+        let target = Folder::target(&options.target)?;
+        let marker = Marker::take(&target)?;
+        let resumed = self.goes_on(marker.found(), marker.written(&target)?, &target, options)?;
+        if resumed.is_none() {
+            marker.write(&target, &self.text())?;
+        }
+        if !marker.is_locked() {
+            let why = "its file system has no locks: a second restore into it would not be kept away";
+            reporter.warn(Severity::Note, display(&target.path()), why);
+        }
+        target.find_leftovers()?;
+        Ok((target, marker, resumed))
+    }
+}

@@ -1,0 +1,170 @@
+//! The mark of a restore that has not ended: a file in the target, there from the first moment to the end.
+//!
+//! May depend on `error` and its neighbour `target`. It is locked while a restore is at work, so that a second one
+//! stays away; when a restore was killed it tells the next one what was being restored. Its text is the caller's.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::target::Folder;
+use crate::error::{Error, Result};
+
+/// Its name in the target.
+pub const MARKER: &[u8] = b".snapshot-restore";
+/// Longer is no mark of ours.
+const MAX_BYTES: usize = 4096;
+/// The mark may go between opening and locking it, because that restore has just ended: then once more.
+const TRIES: usize = 100;
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+/// A mark that this process holds.
+pub struct Marker {
+    file: OwnedFd,
+    found: Option<String>,
+    is_locked: bool,
+}
+
+impl Marker {
+    /// Makes the mark in a target, or takes over the one that a dead restore left.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another restore is at work there, or in a directory above; [`Error::File`].
+    pub fn take(target: &Folder) -> Result<Self> {
+        target.path().ancestors().skip(1).try_for_each(refuse_held_at)?;
+        let path = target.path_of(MARKER);
+        let failed = |e: Errno| Error::file("create", &path, e);
+        for _ in 0..TRIES {
+            let at = target.handle()?;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = fs::openat(&at, MARKER, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+            let is_locked = match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => true,
+                Err(Errno::WOULDBLOCK) => return Err(held(&target.path())),
+                // Some network file systems have no locks.
+                Err(_) => false,
+            };
+            let same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+            let named = fs::statat(&at, MARKER, AtFlags::SYMLINK_NOFOLLOW);
+            if let (Ok(named), Ok(opened)) = (named, fs::fstat(&file))
+                && same(&named, &opened)
+            {
+                let found = read(&file);
+                return Ok(Self { file, found, is_locked });
+            }
+        }
+        Err(held(&target.path()))
+    }
+
+    /// Whether a second restore would be kept away.
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
+    }
+
+    /// What a dead restore wrote; `None` if there was none.
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
+    }
+
+    /// Writes what is being restored, durably.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write(&self, target: &Folder, text: &str) -> Result<()> {
+        let write = || {
+            fs::ftruncate(&self.file, 0)?;
+            let written = rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;
+            if written == text.len() { fs::fsync(&self.file) } else { Err(Errno::NOSPC) }
+        };
+        write().map_err(|e| Error::file("write", target.path_of(MARKER), e))
+    }
+
+    /// When it was written, in seconds and nanoseconds, by the clock of the target's file system.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn written(&self, target: &Folder) -> Result<(i64, i64)> {
+        let stat = fs::fstat(&self.file).map_err(|e| Error::file("inspect", target.path_of(MARKER), e))?;
+        Ok((stat.st_mtime, stat.st_mtime_nsec.cast_signed()))
+    }
+
+    /// The restore has ended.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove(self, target: &Folder) -> Result<()> {
+        target.remove(MARKER)
+    }
+}
+
+/// What the mark in a directory says, whoever holds it, and when it was written; `None` if there is none.
+pub fn peek(target: &Folder) -> Option<(String, (i64, i64))> {
+    let file = fs::openat(target.handle().ok()?, MARKER, READ, Mode::empty()).ok()?;
+    let stat = fs::fstat(&file).ok()?;
+    Some((read(&file)?, (stat.st_mtime, stat.st_mtime_nsec.cast_signed())))
+}
+
+fn read(file: &OwnedFd) -> Option<String> {
+    let mut bytes = vec![0; MAX_BYTES];
+    let len = rustix::io::pread(file, &mut bytes[..], 0).ok()?;
+    bytes.truncate(len);
+    String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+}
+
+/// # Errors
+/// [`Error::Locked`] if a restore is at work in this directory.
+pub(super) fn refuse_held(folder: &Folder) -> Result<()> {
+    let opened = fs::openat(folder.handle()?, MARKER, READ, Mode::empty());
+    if opened.is_ok_and(is_held) { Err(held(&folder.path())) } else { Ok(()) }
+}
+
+fn refuse_held_at(folder: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let opened = fs::open(folder.join(std::ffi::OsStr::from_bytes(MARKER)), READ, Mode::empty());
+    if opened.is_ok_and(is_held) { Err(held(folder)) } else { Ok(()) }
+}
+
+fn is_held(file: OwnedFd) -> bool {
+    matches!(fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+fn held(folder: &Path) -> Error {
+    Error::Locked { what: folder.display().to_string(), by: "another restore into it".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_the_next_sees_what_the_last_left() {
+        let temp = tempfile::tempdir().unwrap();
+        let target = Folder::target(temp.path()).unwrap();
+        let first = Marker::take(&target).unwrap();
+        assert!(first.is_locked() && first.found().is_none());
+        first.write(&target, "a text").unwrap();
+        assert!(matches!(Marker::take(&target), Err(Error::Locked { .. })));
+        assert_eq!(peek(&target).unwrap().0, "a text");
+
+        // Neither in a directory below, nor in one above.
+        let below = target.make(b"below", false).unwrap();
+        let inner = Folder::target(&below.path()).unwrap();
+        assert!(matches!(Marker::take(&inner), Err(Error::Locked { .. })));
+        drop(first);
+        let held = Marker::take(&inner).unwrap();
+        assert!(matches!(target.make(b"below", false), Err(Error::Locked { .. })));
+        held.remove(&inner).unwrap();
+        assert!(target.make(b"below", false).is_ok());
+
+        let second = Marker::take(&target).unwrap();
+        assert_eq!(second.found(), Some("a text"));
+        second.remove(&target).unwrap();
+        assert!(peek(&target).is_none());
+        // A planted link is not followed.
+        std::os::unix::fs::symlink("elsewhere", temp.path().join(".snapshot-restore")).unwrap();
+        assert!(matches!(Marker::take(&target), Err(Error::File { .. })));
+        assert!(!temp.path().join("elsewhere").exists());
+    }
+}
