@@ -17,6 +17,8 @@ mod golden;
 mod looking;
 mod marks;
 mod picture;
+mod restoring;
+mod restoring_attributes;
 mod roles;
 mod selection;
 mod sqlite;

@@ -1,0 +1,461 @@
+//! Restores over what is there: in place, with deletion, after a kill, and two at a time.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::picture;
+use crate::roles::{Role, check_bank, make_bank};
+use crate::world::{self, Dice, World, spawn};
+
+const MARK: &str = ".snapshot-restore";
+
+/// A directory with small files, a large one and a database, in a snapshot and restored to `out`.
+fn restored() -> World {
+    let world = World::new();
+    let mut dice = Dice::new(1);
+    for i in 0..40 {
+        world.write(format!("data/sub {}/{i}", i % 4), dice.bytes(500));
+    }
+    world.write("data/large", dice.bytes(12 << 20));
+    make_bank(&world.work("data/bank.db"), "delete", 4096);
+    world.ok(["create", "data"]);
+    world.restore("latest:data", "out");
+    world
+}
+
+fn in_place(world: &World, more: &[&str]) -> Value {
+    world.json(["restore", "latest:data", "--target", "out", "--in-place"].iter().chain(more))
+}
+
+fn assert_restored(world: &World) {
+    picture::assert_same(&picture::of(&world.work("out")), &picture::of(&world.work("data")));
+}
+
+fn set_mtime(path: &Path, secs: u64) {
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+    fs::File::open(path).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn in_place_nothing_is_written_where_nothing_differs() {
+    let world = restored();
+    let inode = |name: &str| fs::metadata(world.work("out").join(name)).unwrap().ino();
+    let before = ["large", "bank.db", "sub 1/1"].map(inode);
+    let done = in_place(&world, &[]);
+    assert_eq!((&done["files"], &done["bytes"], &done["skipped"]), (&0.into(), &0.into(), &42.into()), "{done}");
+    assert_eq!(["large", "bank.db", "sub 1/1"].map(inode), before);
+
+    // Only attributes differ: only these are set.
+    fs::set_permissions(world.work("out/sub 1/1"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(world.work("out/sub 2"), fs::Permissions::from_mode(0o700)).unwrap();
+    rustix::fs::setxattr(world.work("out/large"), "user.extra", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    let done = in_place(&world, &[]);
+    assert_eq!((&done["bytes"], &done["metadata"]), (&0.into(), &3.into()), "{done}");
+    assert_eq!(["large", "bank.db", "sub 1/1"].map(inode), before);
+    assert_restored(&world);
+
+    // Another time, but the same content: it is looked at, and only the time is set.
+    set_mtime(&world.work("out/large"), 5);
+    let done = in_place(&world, &[]);
+    assert_eq!((&done["bytes"], &done["metadata"]), (&0.into(), &1.into()), "{done}");
+    assert_eq!(inode("large"), before[0]);
+    assert_restored(&world);
+}
+
+#[test]
+fn in_place_only_what_differs_is_fetched() {
+    let world = restored();
+    let large = world.work("out/large");
+    let mut bytes = fs::read(&large).unwrap();
+    bytes.splice(1_000_000..1_000_010, *b"inserted somewhere");
+    bytes[8_000_000] ^= 1;
+    fs::write(&large, &bytes).unwrap();
+    let db = Connection::open(world.work("out/bank.db")).unwrap();
+    db.execute_batch("UPDATE entry SET text = 'short' WHERE id = 1000; PRAGMA user_version = 7").unwrap();
+    drop(db);
+    fs::write(world.work("out/sub 1/1"), "changed").unwrap();
+    fs::remove_file(world.work("out/sub 1/5")).unwrap();
+    // A file where a directory must be, an empty directory and a link where files must be.
+    fs::remove_dir_all(world.work("out/sub 3")).unwrap();
+    fs::write(world.work("out/sub 3"), "no directory").unwrap();
+    fs::remove_file(world.work("out/sub 0/0")).unwrap();
+    fs::create_dir(world.work("out/sub 0/0")).unwrap();
+    fs::remove_file(world.work("out/sub 0/4")).unwrap();
+    symlink("/etc/passwd", world.work("out/sub 0/4")).unwrap();
+    let done = in_place(&world, &["--verify"]);
+    let database = fs::metadata(world.work("data/bank.db")).unwrap().len();
+    let number = |key: &str| done[key].as_u64().unwrap();
+    assert_eq!(number("bytes"), number("bytes_fetched") + number("bytes_reused"), "{done}");
+    assert!(number("bytes_reused") > (4 << 20) + database / 2, "{done}");
+    assert!(number("bytes_fetched") < 9 << 20, "{done}");
+    assert_eq!((number("files"), number("verified_files"), number("verified_databases")), (15, 15, 1), "{done}");
+    assert_restored(&world);
+    check_bank(&world.work("out/bank.db"));
+}
+
+#[test]
+fn content_is_compared_on_demand() {
+    let world = restored();
+    for (name, at) in [("large", 5 << 20), ("sub 1/1", 7)] {
+        let path = world.work("out").join(name);
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"\xff damage \xff", at).unwrap();
+        file.set_modified(before).unwrap();
+    }
+    assert_eq!(in_place(&world, &[])["bytes"], 0, "size and time are the same");
+    let planned = in_place(&world, &["--verify-content", "--dry-run"]);
+    assert_eq!((&planned["files"], &planned["skipped"]), (&2.into(), &40.into()), "{planned}");
+    let done = in_place(&world, &["--verify-content"]);
+    assert_eq!(done["files"], 2, "{done}");
+    assert!(done["bytes_fetched"].as_u64() < Some(5 << 20), "{done}");
+    assert_restored(&world);
+}
+
+#[test]
+fn delete_brings_a_directory_to_the_state_of_the_snapshot() {
+    let world = restored();
+    let outside = world.write("outside/precious", "precious");
+    world.write("out/extra", "1");
+    world.write("out/sub 1/extra dir/deep/er/file", "1");
+    world.write("out/kept.log", "excluded");
+    world.write("out/sub 2/half/kept.log", "excluded");
+    world.write("out/sub 2/half/gone", "1");
+    symlink(world.work("outside"), world.work("out/link")).unwrap();
+    // A directory has the name of a file.
+    fs::remove_file(world.work("out/sub 0/0")).unwrap();
+    world.write("out/sub 0/0/in the way", "1");
+    fs::set_permissions(world.work("out/sub 1/extra dir/deep"), fs::Permissions::from_mode(0o500)).unwrap();
+
+    world.run(["restore", "latest:data", "--target", "out", "--in-place"]).expect(5).names(["sub 0/0", "--delete"]);
+    let planned = in_place(&world, &["--delete", "--exclude", "*.log", "--dry-run"]);
+    assert_eq!(planned["deleted"], 9, "{planned}");
+    let done = in_place(&world, &["--delete", "--exclude", "*.log"]);
+    assert_eq!(done["deleted"], 9, "{done}");
+    assert_eq!(fs::read_to_string(world.work("out/kept.log")).unwrap(), "excluded");
+    assert_eq!(fs::read_to_string(world.work("out/sub 2/half/kept.log")).unwrap(), "excluded");
+    assert_eq!(fs::read_to_string(outside).unwrap(), "precious");
+    assert!(!world.work("out/sub 2/half/gone").exists());
+    // Without --in-place as well.
+    let done = world.json(["restore", "latest:data", "--target", "out", "--delete"]);
+    assert_eq!(done["deleted"], 3, "{done}");
+    assert_restored(&world);
+}
+
+#[test]
+fn delete_stays_within_what_the_snapshot_has_whole() {
+    let world = World::new();
+    world.write("app/data/a", "1");
+    world.write("app/data/sub/b", "1");
+    world.ok(["create", "app/data"]);
+    world.write("app/beside", "not in the snapshot");
+    world.write("app/data/extra", "1");
+    world.write("app/data/sub/extra.txt", "1");
+    let delete = |snapshot: &str, target: &str, more: &[&str]| {
+        world.json(["restore", snapshot, "--target", target, "--delete"].iter().chain(more))["deleted"].clone()
+    };
+    // The patterns name one file, or one kind of file, in that directory.
+    assert_eq!(delete("latest", ".", &["--include", "/app/data/a"]), 0);
+    assert_eq!(delete("latest:app/data/a", "app/data", &[]), 0);
+    assert_eq!(delete("latest", ".", &["--include", "*.txt", "--include", "/app/data/a"]), 1);
+    assert!(!world.work("app/data/sub/extra.txt").exists() && world.work("app/data/extra").exists());
+    // What leads to the source is not the snapshot's.
+    assert_eq!(delete("latest", ".", &[]), 1);
+    assert!(!world.work("app/data/extra").exists() && world.work("app/beside").exists());
+    assert_eq!(delete("latest:app", "app", &[]), 0);
+    assert!(world.work("app/beside").exists());
+}
+
+#[test]
+fn delete_is_refused_where_it_would_do_harm() {
+    let mut world = World::bare();
+    world.use_repository("work/data/repo", "work/data/key");
+    world.write("data/a", "1");
+    world.ok(["init"]);
+    world.ok(["create", "data"]);
+    let before = picture::of(&world.work("data"));
+    let refused = |args: &[&str], words: &[&str]| {
+        let line = ["restore", "latest:data", "--delete", "--target"].iter().chain(args);
+        world.run(line).expect(1).names(words.iter().copied());
+    };
+    refused(&["data", "--force"], &["data", "holds the repository"]);
+    refused(&["data/repo/packs", "--force"], &["lies in, the repository"]);
+    refused(&["/", "--force"], &["root"]);
+    refused(&[world.at("home").to_str().unwrap(), "--force"], &["home"]);
+    symlink(world.at("home"), world.work("home link")).unwrap();
+    refused(&["home link"], &["home"]);
+    picture::assert_same(&picture::of(&world.work("data")), &before);
+
+    // The key never goes.
+    fs::create_dir(world.work("keys")).unwrap();
+    fs::rename(world.work("data/repo"), world.at("repo")).unwrap();
+    fs::rename(world.work("data/key"), world.work("keys/key")).unwrap();
+    world.use_repository("repo", "work/keys/key");
+    world.write("keys/other", "1");
+    let ran = world.ok(["restore", "latest:data", "--delete", "--target", "keys"]).names(["keys/key", "opens"]);
+    assert!(ran.text().contains("1 name deleted"), "{}", ran.text());
+    assert!(world.work("keys/key").exists() && world.work("keys/a").exists() && !world.work("keys/other").exists());
+}
+
+#[test]
+fn delete_asks_before_it_takes_most() {
+    let world = restored();
+    for i in 0..60 {
+        world.write(format!("out/more/{i}"), "1");
+    }
+    let before = picture::of(&world.work("out"));
+    let line = ["restore", "latest:data", "--target", "out", "--delete"];
+    world.run(line).expect(1).names(["61 of 107", "--dry-run", "--force"]);
+    picture::assert_same(&picture::of(&world.work("out")), &before);
+    let planned = world.ok(line.iter().chain(&["--dry-run"])).names(["would be refused"]);
+    assert_eq!(planned.text().lines().filter(|line| line.starts_with("delete")).count(), 61, "{}", planned.text());
+    picture::assert_same(&picture::of(&world.work("out")), &before);
+    world.ok(line.iter().chain(&["--force"]));
+    assert_restored(&world);
+}
+
+#[test]
+fn delete_by_an_incomplete_snapshot_or_after_an_incomplete_restore() {
+    let world = restored();
+    world.run(["create", "data", "absent"]).expect(3);
+    world.write("out/extra", "1");
+    let line = ["restore", "latest:data", "--target", "out", "--delete"];
+    world.run(line).expect(1).names(["incomplete", "--force"]);
+    assert!(world.work("out/extra").exists());
+    world.ok(line.iter().chain(&["--force"]));
+    assert!(!world.work("out/extra").exists());
+
+    // Something can't be restored: nothing goes.
+    world.write("out/extra", "1");
+    world.ok(["create", "data"]);
+    fs::remove_file(world.work("out/large")).unwrap();
+    fs::create_dir(world.work("out/large")).unwrap();
+    fs::remove_file(world.work("out/sub 0/0")).unwrap();
+    world.write("out/sub 0/0/kept.log", "1");
+    world.run(line.iter().chain(&["--exclude", "*.log"])).expect(5).names(["sub 0/0", "nothing is deleted"]);
+    assert!(world.work("out/extra").exists() && world.work("out/large").is_file());
+}
+
+#[test]
+fn a_database_that_is_open_is_neither_replaced_nor_deleted() {
+    let world = restored();
+    make_bank(&world.work("out/other.db"), "wal", 4096);
+    let writer = Role::CommitToLog.start(&world.work("out/other.db"));
+    let line = ["restore", "latest:data", "--target", "out", "--delete"];
+    world.run(line).expect(1).names(["other.db", "open"]);
+    assert!(world.work("out/other.db-wal").exists());
+    writer.end();
+    world.ok(line);
+    assert!(!world.work("out/other.db").exists() && !world.work("out/other.db-wal").exists());
+    assert_restored(&world);
+}
+
+#[test]
+fn what_is_mounted_stays() {
+    world::in_private_mounts("restoring::what_is_mounted_stays", || {
+        let world = restored();
+        world::mount_tmpfs(&world.work("out/extra/mounted"), 1 << 20);
+        world.write("out/extra/mounted/file", "1");
+        world.write("out/extra/gone", "1");
+        world::mount_tmpfs(&world.work("out/sub 1"), 1 << 20);
+        world.write("out/sub 1/file", "1");
+        // The same file system, mounted once more.
+        world.write("elsewhere/file", "1");
+        fs::create_dir(world.work("out/bind")).unwrap();
+        let bound =
+            Command::new("mount").args(["--bind", "elsewhere", "out/bind"]).current_dir(world.work("")).status();
+        assert!(bound.unwrap().success());
+        let ran = world.ok(["restore", "latest:data", "--target", "out", "--delete"]);
+        ran.names(["extra/mounted", "out/bind", "out/sub 1"]);
+        for stays in ["extra/mounted/file", "bind/file", "sub 1/file", "sub 1/1"] {
+            assert!(world.work("out").join(stays).exists(), "{stays}");
+        }
+        assert!(!world.work("out/extra/gone").exists());
+    });
+}
+
+#[test]
+fn a_dry_run_tells_the_whole_plan() {
+    let world = restored();
+    fs::remove_file(world.work("out/sub 1/1")).unwrap();
+    fs::write(world.work("out/large"), "other").unwrap();
+    fs::set_permissions(world.work("out/sub 1/5"), fs::Permissions::from_mode(0o600)).unwrap();
+    world.write("out/extra", "12345");
+    let _socket = std::os::unix::net::UnixListener::bind(world.work("data/socket")).unwrap();
+    world.ok(["create", "data"]);
+    let before = picture::of(&world.work("out"));
+    let planned = in_place(&world, &["--delete", "--dry-run"]);
+    picture::assert_same(&picture::of(&world.work("out")), &before);
+    let action = |name: &str| {
+        let items = planned["planned"].as_array().unwrap();
+        let found = items.iter().find(|item| item["path"].as_str().unwrap() == format!("out/{name}"));
+        let item = found.unwrap_or_else(|| panic!("{name} is not in {planned}"));
+        (item["action"].as_str().unwrap().to_owned(), item["bytes"].as_u64().unwrap())
+    };
+    for (name, expected, bytes) in [
+        ("sub 1/1", "create", 500),
+        ("large", "replace", 12 << 20),
+        ("sub 1/5", "metadata", 500),
+        ("sub 1/9", "keep", 500),
+        ("sub 2", "keep", 0),
+        ("extra", "delete", 5),
+        ("socket", "omit", 0),
+    ] {
+        assert_eq!(action(name), (expected.to_owned(), bytes), "{name}");
+    }
+    assert_eq!((&planned["files"], &planned["deleted"], &planned["metadata"]), (&2.into(), &1.into(), &2.into()));
+    let text = world.ok(["restore", "latest:data", "--target", "out", "--delete", "--dry-run"]).text();
+    assert!(text.contains("replace    12.0 MiB  ") && text.contains("1 name would be deleted"), "{text}");
+    in_place(&world, &["--delete"]);
+    fs::remove_file(world.work("data/socket")).unwrap();
+    fs::remove_dir_all(world.work("out")).unwrap();
+    world.restore("latest:data", "out");
+}
+
+/// Stops a process, and returns the bytes that it has read up to then.
+fn stop(child: &Child) -> u64 {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_killed_restore_goes_on_where_it_stopped() {
+    let world = World::new();
+    let mut dice = Dice::new(3);
+    for i in 0..600 {
+        world.write(format!("data/{}/{i}", i % 10), dice.bytes(60_000));
+    }
+    world.write("data/large", dice.bytes(48 << 20));
+    make_bank(&world.work("data/bank.db"), "delete", 4096);
+    let db = Connection::open(world.work("data/bank.db")).unwrap();
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
+        INSERT INTO entry(text) SELECT hex(randomblob(20000)) FROM n";
+    db.execute_batch(fill).unwrap();
+    drop(db);
+    world.ok(["create", "data"]);
+    let whole: u64 = (100 << 20) - (6 << 20);
+    let (mut kills, mut read) = (0, 0);
+    // Reading what is there again takes longer each time: the time allowed grows, so that this ends.
+    for round in 0u64.. {
+        let mut command = world.command(["restore", "latest:data", "--target", "out", "--json", "-q"]);
+        let mut child = spawn(&mut command);
+        let end = Instant::now() + Duration::from_millis(20 + round * 15 + dice.below(60));
+        while Instant::now() < end && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if child.try_wait().unwrap().is_none() {
+            read += stop(&child);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            continue;
+        }
+        let ran = world::Ran::new(&command, child.wait_with_output().unwrap()).expect(0);
+        assert_eq!(ran.json()["resumed"], true);
+        break;
+    }
+    assert!(kills >= 2, "{kills} kills");
+    println!("{kills} kills, {} MiB read", read >> 20);
+    assert!(read < whole * 3 + kills * (24 << 20), "{kills} kills, {read} bytes read");
+    assert_restored(&world);
+    check_bank(&world.work("out/bank.db"));
+}
+
+/// Starts a restore and stops it when it has made its mark.
+fn stopped_restore(world: &World, args: &[&str]) -> Child {
+    let child = spawn(&mut world.command(args));
+    let begun = Instant::now();
+    while !world.work("out").join(MARK).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the mark does not appear");
+        std::thread::yield_now();
+    }
+    stop(&child);
+    child
+}
+
+#[test]
+fn of_two_restores_into_one_directory_the_second_is_refused() {
+    let world = World::new();
+    world.write("data/large", Dice::new(1).bytes(32 << 20));
+    world.ok(["create", "data"]);
+    let first = ["restore", "latest:data", "--target", "out"];
+    let child = stopped_restore(&world, &first);
+    world.run(first).expect(11).names(["another restore"]);
+    world.run(first.iter().chain(&["--in-place", "--force"])).expect(11);
+    world.run(["restore", "latest:data", "--target", "out/below"]).expect(11);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    fs::remove_dir_all(world.work("out/below")).unwrap_or_default();
+    assert_restored(&world);
+}
+
+#[test]
+fn an_unfinished_restore_of_something_else_is_named() {
+    let world = World::new();
+    world.write("data/large", Dice::new(1).bytes(32 << 20));
+    world.write("data/sub/small", "1");
+    world.ok(["create", "data"]);
+    let first = world.list()[0]["id"].as_str().unwrap()[..8].to_owned();
+    let line = ["restore", "latest:data", "--target", "out"];
+    let mut child = stopped_restore(&world, &line);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.write("data/sub/small", "2");
+    world.ok(["create", "data"]);
+    let unchanged = picture::of(&world.work("out"));
+    world.run(line).expect(1).names(["unfinished", &first, "--in-place"]);
+    world.run(["restore", &format!("{first}:data/sub"), "--target", "out"]).expect(1).names(["another part", &first]);
+    world.run(line.iter().chain(&["--dry-run"])).expect(1).names(["unfinished"]);
+    picture::assert_same(&picture::of(&world.work("out")), &unchanged);
+    let done = world.json(["restore", &format!("{first}:data"), "--target", "out"]);
+    assert_eq!(done["resumed"], true);
+    assert_eq!(fs::read_to_string(world.work("out/sub/small")).unwrap(), "1");
+    // It has ended: what is there is as any other directory.
+    world.run(line).expect(1).names(["not empty"]);
+
+    fs::remove_dir_all(world.work("out")).unwrap();
+    let mut child = stopped_restore(&world, &["restore", &format!("{first}:data"), "--target", "out"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    in_place(&world, &[]);
+    assert_restored(&world);
+    assert!(!world.work("out").join(MARK).exists());
+}
+
+#[test]
+fn a_full_disk_ends_it_and_more_room_lets_it_go_on() {
+    world::in_private_mounts("restoring::a_full_disk_ends_it_and_more_room_lets_it_go_on", || {
+        let world = World::new();
+        let mut dice = Dice::new(1);
+        for i in 0..20 {
+            world.write(format!("data/{i}"), dice.bytes(1 << 20));
+        }
+        world.ok(["create", "data"]);
+        world::mount_tmpfs(&world.work("disk"), 8 << 20);
+        let line = ["restore", "latest:data", "--target", "disk/out"];
+        world.run(line).expect(1).names(["disk/out/", "space"]);
+        let mut whole = 0;
+        for entry in fs::read_dir(world.work("disk/out")).unwrap().map(Result::unwrap) {
+            let name = entry.file_name();
+            if name != MARK {
+                assert_eq!(fs::read(entry.path()).unwrap(), fs::read(world.work("data").join(&name)).unwrap());
+                whole += 1;
+            }
+        }
+        let more = world::run(Command::new("mount").args(["-o", "remount,size=64m"]).arg(world.work("disk")));
+        assert_eq!(more.status, 0, "{}", more.stderr);
+        let done = world.json(line);
+        assert_eq!((&done["skipped"], &done["resumed"]), (&whole.into(), &true.into()), "{done}");
+        picture::assert_same(&picture::of(&world.work("disk/out")), &picture::of(&world.work("data")));
+    });
+}
