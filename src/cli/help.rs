@@ -167,13 +167,38 @@ Paths go below the target as they were given to `create`, without a leading slas
 `restore latest --target out` gives out/data/…, and `restore latest:data --target out` gives its contents in out/. \
 What can't be restored is named and left out, and the status is 5; what is there is exact.
 
+What happens to files that are there, in a target that is not empty:
+  --overwrite always      every file is written anew
+  --overwrite if-changed  files with the same size and time, and databases with the same content, stay; their other \
+attributes are set
+  --overwrite never       what is there stays; only what is missing is restored
+  --in-place              as if-changed; of files that differ, only the parts that differ are fetched, and what is of \
+another kind is replaced. With --overwrite always too, every file is written, from what is there as far as that is the \
+same
+Whichever it is, a file is written beside and gets its name when it is complete. --verify-content doesn't trust size \
+and time, and compares the content of files that are there.
+
+--delete removes what the snapshot doesn't have: only below the paths that were given to `create`, only what the \
+patterns select, never what is excluded or mounted, and only after everything was restored. What was left out when \
+the snapshot was taken is not in it either: exclude it here too. It is refused where it would remove more than half, \
+and with a snapshot that is incomplete, unless --force is given; see with --dry-run what would go.
+
+A restore that was killed goes on where it stopped when the same command is run again. Until it ends there is a file \
+.snapshot-restore in the target.
+
+As root, files get the owner of the same name here, or else of the same number. Others own what they restore, and \
+set-user-id bits are dropped with the owner.
+
 Examples:
   snapshot restore latest --target /tmp/out
-  snapshot restore 1a2b3c4d:app/storage --target /srv/app/storage --overwrite if-changed
+  snapshot restore 1a2b3c4d:app/storage --target /srv/app/storage --in-place
+  snapshot restore latest:srv/app --target /srv/app --delete --exclude /srv/app/cache --dry-run
   snapshot restore latest --source /srv/app --include '*.db' --target /tmp/db --verify
+  snapshot restore latest:srv/app --target /srv/app --map-user www-data=app --map-group www-data=app
 
-With --json: snapshot_id, target, files, directories, databases, others, bytes, skipped, verified_databases, seconds, \
-dry_run, and planned with --dry-run.";
+With --json: snapshot_id, target, files, directories, databases, others, bytes (of which bytes_fetched, bytes_reused), \
+skipped, metadata, deleted, resumed, verified_files, verified_databases, seconds, dry_run, and with --dry-run planned: \
+objects with path, type, bytes and action, which is create, replace, keep, metadata, delete or omit.";
 
 pub const TAG: &str = "\
 A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, \

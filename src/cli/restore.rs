@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use snapshot::error::Result;
+use snapshot::error::{Error, Result};
 use snapshot::format::tree::NodeKind;
 use snapshot::job::restore::{self, Action, Options, PlannedItem, Summary};
 use snapshot::repo::Selected;
@@ -51,6 +51,9 @@ pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
 }
 
 fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
+    if matches!(args.owner, Owners::None) && !(args.map_user.is_empty() && args.map_group.is_empty()) {
+        return Err(Error::Usage("--owner none leaves nobody to be mapped by --map-user and --map-group".into()));
+    }
     let location = context.location()?;
     let given = secrets::given(&context.global, &context.env);
     let mut keys: Vec<_> = given.iter().filter_map(|given| given.file().map(Path::to_path_buf)).collect();

@@ -31,9 +31,8 @@ impl Marker {
     /// Makes the mark in a target, or takes over the one that a dead restore left.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another restore is at work there, or in a directory above; [`Error::File`].
+    /// [`Error::Locked`] if another restore is at work there; [`Error::File`].
     pub fn take(target: &Folder) -> Result<Self> {
-        target.path().ancestors().skip(1).try_for_each(refuse_held_at)?;
         let path = target.path_of(MARKER);
         let failed = |e: Errno| Error::file("create", &path, e);
         for _ in 0..TRIES {
@@ -120,6 +119,15 @@ pub(super) fn refuse_held(folder: &Folder) -> Result<()> {
     if opened.is_ok_and(is_held) { Err(held(&folder.path())) } else { Ok(()) }
 }
 
+/// Keeps away from a directory in which a restore is at work, for a target somewhere below it.
+///
+/// # Errors
+/// [`Error::Locked`].
+pub fn refuse_above(target: &Path) -> Result<()> {
+    let target = std::path::absolute(target).map_err(|e| Error::file("find", target, e))?;
+    target.ancestors().skip(1).try_for_each(refuse_held_at)
+}
+
 fn refuse_held_at(folder: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let opened = fs::open(folder.join(std::ffi::OsStr::from_bytes(MARKER)), READ, Mode::empty());
@@ -151,8 +159,9 @@ mod tests {
         // Neither in a directory below, nor in one above.
         let below = target.make(b"below", false).unwrap();
         let inner = Folder::target(&below.path()).unwrap();
-        assert!(matches!(Marker::take(&inner), Err(Error::Locked { .. })));
+        assert!(matches!(refuse_above(&below.path()), Err(Error::Locked { .. })));
         drop(first);
+        refuse_above(&below.path()).unwrap();
         let held = Marker::take(&inner).unwrap();
         assert!(matches!(target.make(b"below", false), Err(Error::Locked { .. })));
         held.remove(&inner).unwrap();

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::marker::{self, MARKER};
@@ -324,6 +325,25 @@ impl Folder {
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(self.failed("inspect", name, e)),
         }
+    }
+
+    /// When it was changed last.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn time(&self) -> Result<Timestamps> {
+        let stat = fs::fstat(&*self.handle()?).map_err(|e| Error::file("inspect", self.path(), e))?;
+        let omitted = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let changed = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
+        Ok(Timestamps { last_access: omitted, last_modification: changed })
+    }
+
+    /// Sets when it was changed last.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn set_time(&self, time: &Timestamps) -> Result<()> {
+        fs::futimens(&*self.handle()?, time).map_err(|e| Error::file("set the time of", self.path(), e))
     }
 
     /// Whether what is made in it gets its access control list.

@@ -157,6 +157,7 @@ fn owners_by_name_number_or_map() {
     world.run(wrong.iter().chain(&["1234=no-such-user"])).expect(1).names(["no-such-user"]);
     world.run(wrong.iter().chain(&["no-such-user=0"])).expect(1).names(["no-such-user"]);
     world.run(wrong.iter().chain(&["nonsense"])).expect(2);
+    world.run(wrong.iter().chain(&["1=2", "--owner", "none"])).expect(2);
     assert!(!world.work("wrong").exists());
 }
 

@@ -218,10 +218,12 @@ impl Deletion {
         self.in_the_way.contains(path)
     }
 
-    /// The plan, for a dry run.
-    pub(super) fn planned(&self) -> impl Iterator<Item = PlannedItem> {
-        self.doomed.iter().map(|doomed| PlannedItem {
-            path: doomed.folder.path_of(&doomed.name),
+    /// The plan, for a dry run: paths begin as the target was given.
+    pub(super) fn planned(&self, target: &Path) -> impl Iterator<Item = PlannedItem> {
+        let root = std::path::absolute(target).unwrap_or_default();
+        let given = move |path: PathBuf| path.strip_prefix(&root).map(|below| target.join(below)).unwrap_or(path);
+        self.doomed.iter().map(move |doomed| PlannedItem {
+            path: given(doomed.folder.path_of(&doomed.name)),
             kind: match doomed.kind {
                 FileType::Directory => NodeKind::Directory,
                 FileType::Symlink => NodeKind::Symlink,

@@ -69,7 +69,7 @@ pub(super) fn look(
         }
     }
     if lists {
-        for item in look.deletion.planned() {
+        for item in look.deletion.planned(&context.options.target) {
             look.summary.deleted += 1;
             look.summary.planned.push(item);
         }

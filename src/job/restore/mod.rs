@@ -204,7 +204,7 @@ pub fn run(repo: &Repository, selected: &Selected, options: &Options, reporter: 
     } else {
         let deletion = match &there {
             Some(there) if options.delete => {
-                let mut walk = Walk::new(repo, selected, &start, &patterns, reporter)?.as_first_look();
+                let mut walk = Walk::new(repo, selected, &start, &patterns, reporter)?.into_first_look();
                 let (_, deletion) = dry::look(&mut walk, &context, Some(there.clone()), false)?;
                 match deletion.objection(selected) {
                     Some(objection) if !options.force => return Err(objection),
@@ -219,6 +219,7 @@ pub fn run(repo: &Repository, selected: &Selected, options: &Options, reporter: 
             reporter.progress.files_total.store(counts.files + counts.databases, Ordering::Relaxed);
             context.totals_known = true;
         }
+        let time = there.as_ref().map(|there| there.time()).transpose()?;
         let (target, marker, resumed) = mark.begin(there.as_deref(), options, reporter)?;
         context.go_on(resumed);
         let sets_target = target.is_new() || resumed.is_some_and(|r| r.is_new) || options.in_place;
@@ -229,6 +230,10 @@ pub fn run(repo: &Repository, selected: &Selected, options: &Options, reporter: 
         run::run(&context, &mut walk, target, &deletion).and_then(|(summary, target)| {
             // Nothing of ours is in it any more when it gets its attributes.
             marker.remove(&target)?;
+            if let (Some(_), Some(time)) = (&node, &time) {
+                // The mark itself is no difference.
+                target.set_time(time)?;
+            }
             files::close(&context, &target, node)?;
             Ok(context.counted(summary))
         })

@@ -124,7 +124,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A walk before the one that restores: what can't be read is reported there.
-    pub(super) fn as_first_look(self) -> Self {
+    pub(super) fn into_first_look(self) -> Self {
         Self { is_first_look: true, ..self }
     }
 

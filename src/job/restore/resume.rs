@@ -141,6 +141,7 @@ impl Mark {
         {
             self.goes_on(None, (0, 0), there, options)?;
         }
+        marker::refuse_above(&options.target)?;
         let target = Folder::target(&options.target)?;
         let marker = Marker::take(&target)?;
         let resumed = self.goes_on(marker.found(), marker.written(&target)?, &target, options)?;

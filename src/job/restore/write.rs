@@ -103,7 +103,7 @@ impl Layout {
     pub(super) fn gaps(&self) -> impl Iterator<Item = (u64, u64)> {
         let ends = [0].into_iter().chain(self.extents.iter().map(|e| e.file + e.bytes));
         let begins = self.extents.iter().map(|e| e.file).chain([self.file_bytes]);
-        ends.zip(begins).filter_map(|(end, begin)| (begin > end).then(|| (end, begin - end)))
+        ends.zip(begins).filter(|(end, begin)| begin > end).map(|(end, begin)| (end, begin - end))
     }
 }
 
