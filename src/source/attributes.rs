@@ -80,10 +80,11 @@ impl Attributes {
 
     /// Whom a node belongs to here, if that can be set; counts it if it is somebody else.
     fn owner(&self, node: &Node, path: &impl Fn() -> PathBuf) -> Option<(u32, u32)> {
+        let owner = self.owners.of(node.uid, node.gid);
         if self.gives_away {
-            return Some(self.owners.of(node.uid, node.gid));
+            return Some(owner);
         }
-        if node.uid != self.user && !self.owners.are_left() {
+        if owner.0 != self.user && !self.owners.are_left() {
             let why = || "only root can give files away, so they belong to who restored them".into();
             self.count("the owner can't be set".into(), path, why);
         }
@@ -180,7 +181,8 @@ impl Attributes {
         if owned || node.kind == NodeKind::Directory || node.mode & (SET_USER_ID | SET_GROUP_ID) == 0 {
             return Mode::from_raw_mode(node.mode);
         }
-        let is = fs::fstat(file).map(|s| (s.st_uid == node.uid, s.st_gid == node.gid)).unwrap_or_default();
+        let (uid, gid) = self.owners.of(node.uid, node.gid);
+        let is = fs::fstat(file).map(|s| (s.st_uid == uid, s.st_gid == gid)).unwrap_or_default();
         let dropped = if is.0 { 0 } else { SET_USER_ID } | if is.1 { 0 } else { SET_GROUP_ID };
         Mode::from_raw_mode(node.mode & !dropped)
     }

@@ -111,10 +111,11 @@ pub(super) fn judge(context: &Context<'_>, folder: &Folder, node: &Node, link: L
             "move it away; with --delete it goes if the snapshot has nothing of it, an empty one with --in-place too",
         ));
     }
-    let takes_local = context.options.in_place || context.compares_content;
+    // What this restore has written and the file system gave another time, by its coarser clock, is not fetched again.
+    let is_ours = context.is_of_this_restore(&stat);
+    let takes_local = context.options.in_place || context.compares_content || is_ours;
     let usable = takes_local && link == Link::No && kind(&stat) == FileType::RegularFile;
-    let may_be_left = context.overwrite == Overwrite::IfChanged || context.is_of_this_restore(&stat);
-    let may_stay = may_be_left && is_only_name(&stat, node);
+    let may_stay = (context.overwrite == Overwrite::IfChanged || is_ours) && is_only_name(&stat, node);
     Ok(Verdict::Replace(match (usable, node.size == u64::try_from(stat.st_size).ok()) {
         (true, true) if may_stay && node.kind == NodeKind::File => Reuse::Keep,
         (true, _) => Reuse::Copy,

@@ -18,6 +18,8 @@ mod files;
 mod plan;
 mod resume;
 mod reuse;
+#[cfg(test)]
+mod reuse_tests;
 mod run;
 #[cfg(test)]
 mod tests;

@@ -13,25 +13,29 @@ use crate::format::tree::{Node, Xattr};
 use crate::id::BlobId;
 use crate::job::sample::{CHUNK_BYTES, Sample, noise};
 
-fn options(target: &Path) -> Options {
+pub(super) fn options(target: &Path) -> Options {
     Options { target: target.to_path_buf(), ..Options::default() }
 }
 
 /// Restores and returns what was done, with the problems by severity.
-fn restore(sample: &Sample, selected: &Selected, options: &Options) -> (Result<Summary>, Vec<(Severity, String)>) {
+pub(super) fn restore(
+    sample: &Sample,
+    selected: &Selected,
+    options: &Options,
+) -> (Result<Summary>, Vec<(Severity, String)>) {
     let reporter = Reporter::silent();
     let done = run(&sample.repo, selected, options, &reporter);
     let problems = reporter.problems().into_iter().map(|p| (p.severity, format!("{}: {}", p.what, p.why))).collect();
     (done, problems)
 }
 
-fn restored(sample: &Sample, selected: &Selected, options: &Options) -> Summary {
+pub(super) fn restored(sample: &Sample, selected: &Selected, options: &Options) -> Summary {
     let (done, problems) = restore(sample, selected, options);
     assert!(problems.iter().all(|p| p.0 == Severity::Note), "{problems:?}");
     done.unwrap()
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
@@ -301,7 +305,7 @@ fn two_generations(dir: &Path) -> (Vec<u8>, Vec<u8>) {
     (before, fs::read(&path).unwrap())
 }
 
-const PAGE: usize = 1024;
+pub(super) const PAGE: usize = 1024;
 
 /// A snapshot of the first generation, and one of the second that stores its changed pages as a delta.
 fn database_sample(before: &[u8], after: &[u8]) -> (Sample, [Selected; 2], Vec<BlobId>) {
@@ -384,71 +388,6 @@ fn a_database_comes_back_byte_for_byte_and_no_old_wal_blends_in() {
     assert_eq!((done.unwrap().databases, problems.len()), (0, 1), "{problems:?}");
     assert_eq!(names(&target), ["data.db"]);
     assert_eq!(fs::read(&db).unwrap(), before);
-}
-
-#[test]
-fn what_a_killed_restore_left_is_gone_on_with() {
-    let temp = TempDir::new().unwrap();
-    let mut sample = Sample::new();
-    let data = noise(9, (1 << 20) + 3 * CHUNK_BYTES);
-    let zeros = [vec![0; PAGE], noise(4, PAGE * 1500)].concat();
-    let pages = sample.pages(PAGE, &zeros);
-    let nodes = vec![sample.file("big", &data), sample.database("db", PAGE, &zeros, &pages)];
-    let selected = sample.snapshot(nodes);
-    let target = Folder::target(temp.path()).unwrap();
-    let options = Options { overwrite: Some(Overwrite::IfChanged), ..options(temp.path()) };
-    // Half of each is there; the rest, the page of zeros as well, is something else.
-    for (name, whole) in [("big", &data), ("db", &zeros)] {
-        let left = target.temporary(name.as_bytes());
-        left.make_file().unwrap();
-        left.set_len(whole.len() as u64 + 5).unwrap();
-        left.write_at(&vec![7; PAGE], 0).unwrap();
-        left.write_at(&whole[whole.len() / 2..], whole.len() as u64 / 2).unwrap();
-        target.keep_unfinished();
-    }
-    assert_eq!(names(temp.path()).len(), 2);
-    let done = restored(&sample, &selected, &options);
-    assert!(done.reused > done.bytes * 2 / 5 && done.reused < done.bytes * 3 / 5, "{done:?}");
-    assert_eq!(names(temp.path()), ["big", "db"]);
-    assert_eq!(fs::read(temp.path().join("big")).unwrap(), data);
-    assert_eq!(fs::read(temp.path().join("db")).unwrap(), zeros);
-}
-
-#[test]
-fn a_sparse_file_is_gone_on_with_and_its_holes_are_empty() {
-    let temp = TempDir::new().unwrap();
-    let mut sample = Sample::new();
-    let data = noise(2, CHUNK_BYTES * 4);
-    let extents = Some(vec![65_536, data.len() as u64 / 2, 1_000_000, data.len() as u64 / 2]);
-    let node = Node { size: Some(2 << 20), extents, ..sample.file("sparse", &data) };
-    let selected = sample.snapshot(vec![node]);
-    let mut want = vec![0; 2 << 20];
-    want[65_536..65_536 + data.len() / 2].copy_from_slice(&data[..data.len() / 2]);
-    want[1_000_000..1_000_000 + data.len() / 2].copy_from_slice(&data[data.len() / 2..]);
-    // What is there has data where holes must be, and half of the data.
-    let mut there = want.clone();
-    there[..65_536].fill(1);
-    there[500_000..1_000_000 + CHUNK_BYTES].fill(2);
-    there.extend([3; 1000]);
-    let path = temp.path().join("sparse");
-    fs::write(&path, &there).unwrap();
-    let in_place = Options { in_place: true, verify: true, ..options(temp.path()) };
-    let done = restored(&sample, &selected, &in_place);
-    assert_eq!((done.reused, done.fetched), (3 * CHUNK_BYTES as u64, CHUNK_BYTES as u64));
-    assert!(fs::read(&path).unwrap() == want && done.verified_files == 1);
-    let target = Folder::target(temp.path()).unwrap();
-    let left = target.temporary(b"sparse");
-    left.make_file().unwrap();
-    left.write_at(&there, 0).unwrap();
-    target.keep_unfinished();
-    drop(left);
-    fs::remove_file(&path).unwrap();
-    restored(&sample, &selected, &in_place);
-    assert!(fs::read(&path).unwrap() == want);
-    // Equal but for something in a hole: not equal.
-    std::os::unix::fs::FileExt::write_all_at(&fs::File::options().write(true).open(&path).unwrap(), b"x", 5).unwrap();
-    assert_eq!(restored(&sample, &selected, &in_place).files, 1);
-    assert!(fs::read(&path).unwrap() == want);
 }
 
 /// A shared lock on the byte that everyone holds who has the database open.

@@ -54,41 +54,35 @@ pub(super) fn file(context: &Context<'_>, file: &File) -> Result<()> {
         has_content(context, &part.node, &opened)
     };
     match is_sound() {
-        Ok(true) => context.tally.verified.add(1),
-        Ok(false) => {
-            file.set(State::Lost);
-            context.tally.files.take_back(1);
-            remove(context, part)?;
+        Ok(true) => {
+            context.tally.verified.add(1);
+            return Ok(());
         }
+        Ok(false) => context.lose(&part.path(), disprove(part))?,
         Err(e) => context.lose(&part.path(), e)?,
     }
+    file.set(State::Lost);
+    context.tally.files.take_back(1);
     Ok(())
 }
 
-fn remove(context: &Context<'_>, part: &Part) -> Result<()> {
-    let removed = part.folder.remove(&part.node.name);
-    context.reporter.problem(Problem {
-        severity: Severity::Restore,
-        what: display(&part.path()),
-        why: match removed {
-            Ok(()) => "what was read back is not what was written, so it was removed".into(),
-            Err(e) => format!("what was read back is not what was written, and it could not be removed: {e}"),
-        },
-        hint: Some("the target's disk or this machine's memory is failing: restore to another one".into()),
-    });
-    Ok(())
+/// Removes what is not what was written.
+fn disprove(part: &Part) -> Error {
+    let what = match part.folder.remove(&part.node.name) {
+        Ok(()) => "what was read back is not what was written, and it was removed".to_owned(),
+        Err(e) => format!("what was read back is not what was written; remove it, which was tried: {e}"),
+    };
+    Error::refused(what, "the target's disk or this machine's memory is failing: restore to another one")
 }
 
-/// Reads a restored database back and runs `PRAGMA integrity_check` on it; `false` if it did not pass, which is
+/// Reads a restored database back and runs `PRAGMA integrity_check` on it; `false` if it did not pass that, which is
 /// reported.
 ///
 /// # Errors
-/// If it can't be read.
+/// If it can't be read, or is not as it was captured: then it is removed.
 pub(super) fn database(context: &Context<'_>, part: &Part) -> Result<bool> {
+    prove(context, part)?;
     let path = &part.path();
-    if !is_as_captured(context, part)? {
-        return Ok(false);
-    }
     let (severity, why) = match integrity(path) {
         Ok(rows) if rows == ["ok"] => return Ok(true),
         Ok(rows) => (Severity::Restore, format!("restored as it was captured, but not sound: {}", rows.join("; "))),
@@ -103,18 +97,15 @@ pub(super) fn database(context: &Context<'_>, part: &Part) -> Result<bool> {
 }
 
 /// Reads a database back; one that is not as it was captured is removed.
-fn is_as_captured(context: &Context<'_>, part: &Part) -> Result<bool> {
+fn prove(context: &Context<'_>, part: &Part) -> Result<()> {
     let path = part.path();
     let (Some(database), Some(file)) = (&part.node.database, part.folder.open_file(&part.node.name)?) else {
         return Err(Error::file("read back", path, io::ErrorKind::NotFound));
     };
     forget_cached(&file, true);
     let hash = read_back(context, &file, &path, part.node.size.unwrap_or(0))?;
-    if hash.as_bytes()[..] == context.repo.read_map(&database.map)?.0.file_hash[..] {
-        return Ok(true);
-    }
-    remove(context, part)?;
-    Ok(false)
+    let is_captured = hash.as_bytes()[..] == context.repo.read_map(&database.map)?.0.file_hash[..];
+    if is_captured { Ok(()) } else { Err(disprove(part)) }
 }
 
 fn integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
