@@ -112,6 +112,8 @@ mod tests {
             users: vec![owner(700, "root"), owner(701, "nobody-has-this-name")],
             groups: vec![owner(800, "root")],
             started: Time::default(),
+            slot: None,
+            pinned: false,
         }
     }
 
