@@ -35,6 +35,8 @@ pub struct BlobIndex {
     /// Further places of blobs that lie in several packs: rare.
     others: HashMap<BlobId, Vec<Place>>,
     condemned: HashSet<PackId>,
+    /// Packs that no index file describes, and that a writer must not rely on therefore.
+    strays: HashSet<PackId>,
 }
 
 impl BlobIndex {
@@ -64,13 +66,21 @@ impl BlobIndex {
         self.add(index);
     }
 
+    /// Adds a pack that no index file describes: readers find what is in it, writers don't rely on it.
+    pub fn add_stray(&mut self, pack: &PackInfo) {
+        if !self.has_pack(&pack.id) {
+            self.strays.insert(pack.id);
+            self.add_pack(pack);
+        }
+    }
+
     fn place(&mut self, id: BlobId, new: Place) {
         use std::collections::hash_map::Entry;
         match self.blobs.entry(id) {
             Entry::Vacant(e) => drop(e.insert(new)),
             Entry::Occupied(mut e) => {
-                let other =
-                    if self.condemned.contains(&self.packs[e.get().pack as usize].id) { e.insert(new) } else { new };
+                let is_worse = is_unreliable(&self.packs, &self.condemned, &self.strays, e.get());
+                let other = if is_worse { e.insert(new) } else { new };
                 self.others.entry(id).or_default().push(other);
             }
         }
@@ -81,7 +91,7 @@ impl BlobIndex {
         self.condemned.extend(packs);
         for (id, others) in &mut self.others {
             let Some(first) = self.blobs.get_mut(id) else { continue };
-            let is_bad = |p: &Place| self.condemned.contains(&self.packs[p.pack as usize].id);
+            let is_bad = |p: &Place| is_unreliable(&self.packs, &self.condemned, &self.strays, p);
             if is_bad(first)
                 && let Some(better) = others.iter_mut().find(|p| !is_bad(p))
             {
@@ -100,9 +110,10 @@ impl BlobIndex {
         self.find(id).into_iter().chain(self.others.get(id).into_iter().flatten().copied())
     }
 
-    /// Whether a writer may rely on a blob: it is there, and not in condemned packs only.
+    /// Whether a writer may rely on a blob: it is there, and not only in packs that are condemned or that no index file
+    /// describes.
     pub fn is_usable(&self, id: &BlobId) -> bool {
-        self.blobs.get(id).is_some_and(|p| !self.condemned.contains(&self.packs[p.pack as usize].id))
+        self.blobs.get(id).is_some_and(|p| !is_unreliable(&self.packs, &self.condemned, &self.strays, p))
     }
 
     /// Whether a pack is condemned.
@@ -184,6 +195,10 @@ impl BlobIndex {
     }
 }
 
+fn is_unreliable(packs: &[IndexedPack], condemned: &HashSet<PackId>, strays: &HashSet<PackId>, place: &Place) -> bool {
+    packs.get(place.pack as usize).is_none_or(|pack| condemned.contains(&pack.id) || strays.contains(&pack.id))
+}
+
 impl IndexedPack {
     /// Data or metadata.
     pub fn kind(&self) -> Kind {
@@ -231,5 +246,17 @@ mod tests {
         index.add_pack(&b);
         index.condemn([a.id]);
         assert!(index.is_usable(&BlobId([2; 32])), "condemning later changes the preference too");
+    }
+
+    #[test]
+    fn strays_are_found_and_not_relied_on() {
+        let (a, b) = (pack(&[1, 2]), pack(&[2, 3]));
+        let mut index = BlobIndex::default();
+        index.add_stray(&a);
+        assert!(index.find(&BlobId([1; 32])).is_some() && !index.is_usable(&BlobId([1; 32])));
+        index.add_pack(&b);
+        assert!(index.is_usable(&BlobId([2; 32])), "it lies in a pack that is described, too");
+        index.add_stray(&b);
+        assert!(index.is_usable(&BlobId([3; 32])), "a pack that is known stays what it is");
     }
 }

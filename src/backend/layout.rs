@@ -39,9 +39,8 @@ pub fn parse_pack(path: &str) -> Option<(Kind, PackId)> {
         Some(rest) => (Kind::DataPack, rest),
         None => (Kind::MetadataPack, path.strip_prefix(METADATA_PACKS)?),
     };
-    let (shard, name) = rest.split_once('/')?;
-    let id = PackId::parse(name)?;
-    name.starts_with(shard).then_some((kind, id))
+    let id = PackId::parse(rest.split_once('/')?.1)?;
+    (pack(kind, id) == path).then_some((kind, id))
 }
 
 /// Path of an index file.

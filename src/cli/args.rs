@@ -408,9 +408,35 @@ pub enum Repair {
     /// Write the index anew from the packs themselves
     #[command(after_long_help = help::REPAIR)]
     Index,
-    /// Read all data, and leave what is damaged out of the index, so that `create` stores it anew
+    /// Read all data, save what can be read of damaged packs in new ones, and set the damaged ones aside
     #[command(after_long_help = help::REPAIR)]
     Packs,
+    /// Make a snapshot of what is left of each that lost something, and list exactly what that is
+    #[command(after_long_help = help::REPAIR_SNAPSHOTS)]
+    Snapshots(RepairSnapshots),
+}
+
+/// What stands in the place of lost pages.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LostPages {
+    /// Zeros
+    Zeros,
+    /// The pages of the nearest generation that still has them, and zeros where none has
+    OtherGenerations,
+}
+
+/// `repair snapshots`
+#[derive(Debug, Args)]
+pub struct RepairSnapshots {
+    /// Change nothing, and print what is lost
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Forget the damaged snapshots afterwards, and those that can't be read at all
+    #[arg(long)]
+    pub forget: bool,
+    /// Keep databases that lost pages as plain files NAME.salvaged, with something else in place of these: never sound
+    #[arg(long, value_name = "LOST-PAGES", value_enum)]
+    pub keep_databases: Option<LostPages>,
 }
 
 /// `key`

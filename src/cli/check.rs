@@ -8,7 +8,7 @@ use snapshot::report::{Problem, Severity};
 
 use super::args::Check;
 use super::context::Context;
-use super::output::{Out, count, document, size};
+use super::output::{Out, count, document, size, steps_line};
 use super::progress::problem_json;
 use super::seen::Seen;
 
@@ -30,7 +30,8 @@ pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
     if context.global.quiet && damaged == 0 {
         return Ok(());
     }
-    out.line(to_text(&summary, damaged, context.display.seconds()))
+    out.line(to_text(&summary, damaged, context.display.seconds()))?;
+    steps_line(out, "what to do", &check::what_to_do(&problems))
 }
 
 fn damages(problems: &[Problem]) -> u64 {
@@ -64,6 +65,7 @@ fn to_text(summary: &Summary, damaged: u64, seconds: f64) -> String {
 fn to_json(summary: &Summary, problems: &[Problem], seconds: f64) -> Value {
     document(json!({
         "damaged": damages(problems) > 0,
+        "what_to_do": check::what_to_do(problems),
         "problems": problems.iter().map(problem_json).collect::<Vec<_>>(),
         "snapshots": summary.snapshots,
         "trees": summary.trees,

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use snapshot::error::{Error, Result};
 use snapshot::repo::{Filter, Repository};
@@ -28,6 +28,8 @@ pub struct Context {
     pub display: Arc<Display>,
     /// What jobs report to.
     pub reporter: Reporter,
+    /// The repositories that were opened: `copy` opens two.
+    opened: Mutex<Vec<Arc<Repository>>>,
 }
 
 /// An open repository.
@@ -41,7 +43,7 @@ impl Context {
     pub fn new(global: Global) -> Self {
         let display = Display::new(&global);
         let reporter = Reporter::new(Box::new(Shown(display.clone())), &INTERRUPTED);
-        Self { global, env: Env::of_process(), display, reporter }
+        Self { global, env: Env::of_process(), display, reporter, opened: Mutex::default() }
     }
 
     /// Where the repository is, or would be.
@@ -91,7 +93,16 @@ impl Context {
         };
         self.display.detail(|| format!("repository {}, opened with {name}", backend.describe()));
         let repo = Repository::open(backend, &unlock, &name, &self.reporter)?;
-        Ok(Session { repo: Arc::new(repo) })
+        let repo = Arc::new(repo);
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(repo.clone());
+        Ok(Session { repo })
+    }
+
+    /// Tells what the repositories noticed while they were read.
+    pub fn tell_notes(&self) {
+        for repo in self.opened.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            repo.take_notes().into_iter().for_each(|note| self.reporter.problem(note));
+        }
     }
 
     /// Opens the repository and loads its index.

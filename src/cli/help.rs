@@ -241,7 +241,7 @@ Examples:
 
 pub const CHECK: &str = "\
 Without an option this looks at the structure: snapshots, directories, page maps, and whether all data they need is \
-there. Each problem is named with what it costs, and what mends it. The status is 4 if there was any.
+there. Each problem is named with what it costs, and what mends it; the last line says what to do, in order. The status is 4 if there was any.
 
 --read-data decodes every pack once and remembers it; the next time a pack whose hash is still its name need not be \
 decoded again, since the same bytes decode to the same. With --no-cache all is decoded.
@@ -252,13 +252,43 @@ Examples:
   snapshot check --read-data-subset 1/7     each day another seventh
   snapshot check --databases
 
-With --json: damaged, problems (an array), snapshots, trees, blobs, packs, bytes_read, bytes_decoded, \
+With --json: damaged, what_to_do (commands, in order), problems (an array), snapshots, trees, blobs, packs, bytes_read, bytes_decoded, \
 databases, databases_rebuilt, seconds.";
 
 pub const REPAIR: &str = "\
+`snapshot check` says which of these helps. None of them deletes what can still be read, and each may be cut off at any \
+moment and run again.
+
 Examples:
-  snapshot repair index     writes the index anew from the packs
-  snapshot repair packs     reads all data; run `snapshot create` afterwards";
+  snapshot repair index       an index file is damaged or lost: writes the index anew from the packs
+  snapshot repair packs       packs are damaged: reads all data, and saves what is left of them
+  snapshot create ~/app       stores anew what the source still has, for the old snapshots too
+  snapshot repair snapshots   makes the best of snapshots that still lack something
+
+A damaged pack stays, marked for deletion by a later prune. The status is 1 if something is lost.
+
+With --json: packs, blobs, index_files_replaced, config_repaired, slots_repaired, missing_packs, unreadable_packs, \
+damaged_blobs, salvaged_blobs, packs_condemned, next.";
+
+pub const REPAIR_SNAPSHOTS: &str = "\
+Each snapshot that lost something gets another one beside it, of the same source, time and generation and with the tag \
+`salvaged`, without the files and databases that can't be had whole. What is missing is listed: files, directories, and \
+for databases the numbers of the lost pages, as SQLite counts them. What is identical in any pack is no loss. Run `snapshot \
+repair packs` and `snapshot create` first: they find damaged data, and bring back what the source still has. The \
+damaged snapshots stay, and hold up prunes, until they are forgotten; then `snapshot undo-forget` takes them back as long \
+as their data is there.
+
+A database that lost pages is not sound, whatever stands in their place. --keep-databases keeps it nevertheless, as a \
+plain file NAME.salvaged: for `sqlite3 NAME.salvaged .recover`, never for the application.
+
+Examples:
+  snapshot repair snapshots --dry-run
+  snapshot repair snapshots
+  snapshot repair snapshots --keep-databases other-generations
+  snapshot repair snapshots --forget
+
+With --json: examined, affected (an array: snapshot_id, host, source, generation, time, salvaged_id, forgotten, lost: an \
+array with path, kind and, for databases, pages, lost_pages, kept_as), unreadable, mended, dry_run, next.";
 
 pub const KEY: &str = "\
 `list` shows what opens the repository, with * at the key it was run with. LAST SNAPSHOT OR TAG is when the newest \

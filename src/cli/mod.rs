@@ -63,6 +63,7 @@ pub fn main() -> ExitCode {
     let display = context.display.clone();
     let mut out = Out::new(move || display.finish());
     let done = context::catch_signals().and_then(|()| run(&context, cli.command, &mut out)).and_then(|()| out.finish());
+    context.tell_notes();
     context.display.finish();
     match done {
         // Whoever read the result has seen enough: not an error.

@@ -166,6 +166,15 @@ pub fn document(fields: Value) -> Map<String, Value> {
     object
 }
 
+/// Writes a line with the commands to run, in their order, if there are any.
+pub fn steps_line(out: &mut Out, title: &str, steps: &[&str]) -> Result<()> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let steps: Vec<_> = steps.iter().map(|step| format!("`{step}`")).collect();
+    out.line(format!("{title}: {}", steps.join(", then ")))
+}
+
 /// Rows in aligned columns.
 pub struct Table {
     right: &'static [usize],

@@ -320,6 +320,20 @@ pub fn prefix_bytes(start: &[u8], kind: Kind, what: &str) -> Result<usize> {
 /// # Errors
 /// [`Error::Corrupt`] if anything about it isn't as it must be.
 pub fn open_directory(keys: &Keys, id: PackId, kind: Kind, file_bytes: u64, start: &[u8]) -> Result<PackInfo> {
+    let info = open_directory_of_part(keys, id, kind, file_bytes, start)?;
+    let body: u64 = info.frames.iter().map(|f| u64::from(f.stored_bytes)).sum();
+    let end = HEADER_BYTES as u64 + u64::from(info.header.first_bytes);
+    if end + body <= file_bytes && file_bytes <= MAX_PACK_BYTES {
+        return Ok(info);
+    }
+    Err(Error::corrupt(format!("pack {}", id.short()), "it ends before its last frame does, or is too long"))
+}
+
+/// The same for a pack that may be cut short: its frames may lie beyond the end of the file.
+///
+/// # Errors
+/// [`Error::Corrupt`] if the directory is not authentic or makes no sense.
+pub fn open_directory_of_part(keys: &Keys, id: PackId, kind: Kind, file_bytes: u64, start: &[u8]) -> Result<PackInfo> {
     let what = format!("pack {}", id.short());
     let end = prefix_bytes(start, kind, &what)?;
     let header = Header::parse(start, kind, &what)?;
@@ -336,9 +350,7 @@ pub fn open_directory(keys: &Keys, id: PackId, kind: Kind, file_bytes: u64, star
         for _ in 0..count {
             frames.push(take_frame(&mut r, kind)?);
         }
-        let body: u64 = frames.iter().map(|f| u64::from(f.stored_bytes)).sum();
-        let fits = end as u64 + body <= file_bytes && file_bytes <= MAX_PACK_BYTES && r.only_zeros_left();
-        fits.then_some(frames)
+        r.only_zeros_left().then_some(frames)
     };
     let frames = parse().ok_or_else(|| Error::corrupt(&what, "its directory makes no sense"))?;
     Ok(PackInfo { id, header, file_bytes, frames })

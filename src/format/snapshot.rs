@@ -10,6 +10,9 @@ use crate::crypto::Keys;
 use crate::error::Result;
 use crate::id::{BlobId, SlotId, SnapshotId};
 
+/// Tag of a snapshot that stands in for a damaged one, with what could still be read of it.
+pub const SALVAGED: &str = "salvaged";
+
 /// What a snapshot holds and what it cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -112,6 +115,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether it stands in for a damaged snapshot of the same generation.
+    pub fn is_salvaged(&self) -> bool {
+        self.tags.iter().any(|tag| tag == SALVAGED)
+    }
+
     /// The bytes of the file, and its name.
     ///
     /// # Errors

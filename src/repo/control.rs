@@ -18,6 +18,9 @@ use crate::id::{GcId, PackId, SnapshotId};
 use crate::index::Place;
 use crate::report::{Problem, Reporter, Severity};
 
+/// Longest object of which every bit is tried, in bytes: two seconds of work.
+const MAX_MENDED_BYTES: u64 = 16 << 10;
+
 /// A snapshot with its name, and what was said of it later.
 #[derive(Debug, Clone)]
 pub struct Named {
@@ -49,6 +52,21 @@ pub struct Condemnation {
     pub record: Condemned,
 }
 
+/// The bytes of which these differ in one bit, if that is what happened to them; names are hashes of the bytes.
+fn unflip(bytes: &[u8], name: [u8; 32]) -> Option<Vec<u8>> {
+    (0..bytes.len()).into_par_iter().find_map_any(|at| {
+        let mut tried = bytes.to_vec();
+        (0..8).find_map(|bit| {
+            tried[at] ^= 1 << bit;
+            let is_it = *blake3::hash(&tried).as_bytes() == name;
+            if !is_it {
+                tried[at] ^= 1 << bit;
+            }
+            is_it.then(|| tried.clone())
+        })
+    })
+}
+
 impl Repository {
     pub(super) fn read_snapshot_at(&self, path: &str) -> Result<Named> {
         let bytes = self.backend.get(path, MAX_CONTROL_BYTES as u64)?;
@@ -72,7 +90,8 @@ impl Repository {
                 Err(error) => lost.push(Lost { path, error }),
             }
         }
-        found.sort_by_key(|n| (n.snapshot.time, n.snapshot.generation, n.id));
+        // What was salvaged of a snapshot comes after it, and so is what `latest` means.
+        found.sort_by_key(|n| (n.snapshot.time, n.snapshot.generation, n.snapshot.is_salvaged(), n.id));
         Ok((found, lost))
     }
 
@@ -175,6 +194,14 @@ impl Repository {
         self.move_snapshot(&layout::tomb(id), &layout::snapshot(id))
     }
 
+    /// Puts a snapshot that can't be read where it holds up no prune: the same bytes as a tomb.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn bury_unreadable(&self, path: &str) -> Result<()> {
+        self.move_snapshot(path, &path.replacen(layout::SNAPSHOTS, layout::TOMBS, 1))
+    }
+
     /// Takes a forgotten snapshot back. The tomb goes last, and must still be there after the snapshot is: a prune
     /// removes the tombs whose packs it is about to delete before it lists the snapshots for the last time.
     ///
@@ -209,6 +236,36 @@ impl Repository {
         let index = self.index();
         let is_there = |place: Place| index.packs().get(place.pack as usize).is_some_and(|p| there.contains(&p.id));
         Ok(needed.iter().all(|id| index.places(id).any(is_there)))
+    }
+
+    /// Writes key slots, snapshots or tombs in which one bit has flipped anew, as their names say that they were, and
+    /// returns their paths. Any other damage is left as it is. With `dry_run` nothing is written.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn mend_flipped(&self, folder: &str, dry_run: bool) -> Result<Vec<String>> {
+        let mut mended = Vec::new();
+        for Listed { path, .. } in self.backend.list(folder)? {
+            let bytes = match self.backend.get(&path, MAX_MENDED_BYTES) {
+                Ok(bytes) => bytes,
+                // Larger than any that is tried, or gone.
+                Err(e) => {
+                    self.only_this_object(e)?;
+                    continue;
+                }
+            };
+            let Some(sound) = SnapshotId::parse(path.rsplit('/').next().unwrap_or_default())
+                .filter(|id| *blake3::hash(&bytes).as_bytes() != id.0)
+                .and_then(|id| unflip(&bytes, id.0))
+            else {
+                continue;
+            };
+            if !dry_run {
+                self.backend.put(&path, sound)?;
+            }
+            mended.push(path);
+        }
+        Ok(mended)
     }
 
     fn is_prune_running(&self) -> Result<bool> {

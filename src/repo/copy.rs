@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Gather, Repository, Writer, encode_frame};
+use super::{FrameReader, Gather, Repository, Writer, encode_frame};
 use crate::crypto::BlobType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::pack::{Encoding, Entry, Frame};
 use crate::id::{BlobId, PackId};
 use crate::index::Place;
@@ -22,7 +22,7 @@ const BATCH_FRAMES: usize = 8;
 const SINGLE_BYTES: usize = 64 << 10;
 
 /// Something to store again.
-enum Moved {
+pub(super) enum Moved {
     Frame(Frame),
     Small(BlobId, BlobType, Vec<u8>),
 }
@@ -30,38 +30,57 @@ enum Moved {
 /// Stores the given blobs, sorted by place, in new packs, and an index of these.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for a blob that is damaged; storage errors. What was stored until then does no harm.
+/// [`crate::error::Error::Corrupt`] for a blob that is damaged; storage errors. What was stored until then does no harm.
 pub fn copy(repo: &Arc<Repository>, blobs: &[(BlobId, Place)], reporter: &Reporter) -> Result<()> {
     if blobs.is_empty() {
         return Ok(());
     }
-    let mut writer = Writer::new(repo, LEVEL);
-    let (mut data, mut metadata) = (Gather::default(), Gather::default());
+    let mut mover = Mover::new(repo);
     let frames: Vec<_> = blobs.chunk_by(|(_, a), (_, b)| (a.pack, a.frame) == (b.pack, b.frame)).collect();
     for batch in frames.chunks(BATCH_FRAMES) {
         reporter.check_interrupt()?;
         let moved: Vec<Vec<Moved>> = batch.par_iter().map(|live| read(repo, live)).collect::<Result<_>>()?;
-        for moved in moved.into_iter().flatten() {
-            match moved {
-                Moved::Frame(frame) => {
-                    reporter.advance(frame.body.len() as u64, 0);
-                    writer.put_frame(frame)?;
+        moved.into_iter().flatten().try_for_each(|moved| mover.put(moved, reporter))?;
+    }
+    mover.finish()
+}
+
+/// Stores what was read, small blobs gathered into new frames.
+pub(super) struct Mover {
+    writer: Writer,
+    data: Gather,
+    metadata: Gather,
+}
+
+impl Mover {
+    pub(super) fn new(repo: &Arc<Repository>) -> Self {
+        Self { writer: Writer::new(repo, LEVEL), data: Gather::default(), metadata: Gather::default() }
+    }
+
+    pub(super) fn put(&mut self, moved: Moved, reporter: &Reporter) -> Result<()> {
+        match moved {
+            Moved::Frame(frame) => {
+                reporter.advance(frame.body.len() as u64, 0);
+                self.writer.put_frame(frame)
+            }
+            Moved::Small(id, kind, plain) => {
+                reporter.advance(plain.len() as u64, 0);
+                let gather = if kind.is_data() { &mut self.data } else { &mut self.metadata };
+                gather.push(id, kind, &plain);
+                if !gather.is_full() {
+                    return Ok(());
                 }
-                Moved::Small(id, kind, plain) => {
-                    reporter.advance(plain.len() as u64, 0);
-                    let gather = if kind.is_data() { &mut data } else { &mut metadata };
-                    gather.push(id, kind, &plain);
-                    if gather.is_full() {
-                        gather.take(LEVEL).map_or(Ok(()), |frame| writer.put_frame(frame))?;
-                    }
-                }
+                gather.take(LEVEL).map_or(Ok(()), |frame| self.writer.put_frame(frame))
             }
         }
     }
-    for mut gather in [data, metadata] {
-        gather.take(LEVEL).map_or(Ok(()), |frame| writer.put_frame(frame))?;
+
+    pub(super) fn finish(mut self) -> Result<()> {
+        for mut gather in [self.data, self.metadata] {
+            gather.take(LEVEL).map_or(Ok(()), |frame| self.writer.put_frame(frame))?;
+        }
+        self.writer.finish().map(drop)
     }
-    writer.finish().map(drop)
 }
 
 /// Reads and verifies those blobs of one frame that are needed.
@@ -70,31 +89,42 @@ fn read(repo: &Repository, live: &[(BlobId, Place)]) -> Result<Vec<Moved>> {
     let reader = repo.frame_reader(*place)?;
     let (offset, len) = reader.range();
     let body = reader.open(repo, repo.backend().get_range(reader.path(), offset, len)?)?;
-    let (plain_bytes, bases) = {
-        let index = repo.index();
-        let (_, frame) = index.frame(*place).ok_or_else(|| Error::corrupt("index", "a place points nowhere"))?;
-        (frame.plain_bytes, frame.bases.to_vec())
-    };
-    let entries: Vec<_> =
-        live.iter().map(|(id, p)| Entry { id: *id, kind: p.kind, plain_bytes: p.plain_bytes }).collect();
-    let whole = |body| Frame { encoding: reader.encoding(), plain_bytes, entries: entries.clone(), bases, body };
     if reader.encoding() == Encoding::Segment {
         repo.decode_segment(first, &reader, &body, 0)?;
-        return Ok(vec![Moved::Frame(whole(body))]);
+        return Ok(vec![Moved::Frame(whole(&reader, live, body))]);
     }
     let plain = reader.decode(body.clone())?;
-    let blobs = live.iter().map(|(id, p)| repo.verify(id, *p, &plain)).collect::<Result<Vec<_>>>()?;
-    if covers(live, plain_bytes) {
-        return Ok(vec![Moved::Frame(whole(body))]);
+    live.iter().try_for_each(|(id, p)| repo.verify(id, *p, &plain).map(drop))?;
+    Ok(take_apart(repo, &reader, live, body, &plain))
+}
+
+/// A frame as it is.
+pub(super) fn whole(reader: &FrameReader, live: &[(BlobId, Place)], body: Vec<u8>) -> Frame {
+    let entries = live.iter().map(|(id, p)| Entry { id: *id, kind: p.kind, plain_bytes: p.plain_bytes }).collect();
+    let bases = reader.bases().to_vec();
+    Frame { encoding: reader.encoding(), plain_bytes: reader.plain_bytes(), entries, bases, body }
+}
+
+/// What is needed of a frame of blobs: the frame as it is if that is all of it, else the blobs that can be verified.
+pub(super) fn take_apart(
+    repo: &Repository,
+    reader: &FrameReader,
+    live: &[(BlobId, Place)],
+    body: Vec<u8>,
+    plain: &[u8],
+) -> Vec<Moved> {
+    if covers(live, reader.plain_bytes()) {
+        return vec![Moved::Frame(whole(reader, live, body))];
     }
-    let moved = entries.into_iter().zip(blobs).map(|(entry, blob)| {
+    let moved = live.iter().filter_map(|(id, place)| {
+        let blob = repo.verify(id, *place, plain).ok()?;
         if blob.len() < SINGLE_BYTES {
-            Moved::Small(entry.id, entry.kind, blob.to_vec())
-        } else {
-            Moved::Frame(encode_frame(vec![entry], blob.to_vec(), LEVEL))
+            return Some(Moved::Small(*id, place.kind, blob.to_vec()));
         }
+        let entry = Entry { id: *id, kind: place.kind, plain_bytes: place.plain_bytes };
+        Some(Moved::Frame(encode_frame(vec![entry], blob.to_vec(), LEVEL)))
     });
-    Ok(moved.collect())
+    moved.collect()
 }
 
 /// Whether the blobs are all of the frame, one after the other.

@@ -11,8 +11,10 @@ mod pages;
 mod proven;
 mod reach;
 mod read;
+mod salvage;
 mod select;
 mod session;
+mod strays;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trees;
@@ -35,6 +37,7 @@ pub use pages::Leaf;
 pub use proven::Proven;
 pub use reach::{Added, Reach};
 pub use read::{FrameReader, MAX_BASE_DEPTH};
+pub use salvage::{Salvage, Salvaged};
 pub use select::{Filter, Selected, Start, split_path};
 pub use session::{Running, SessionGuard, host};
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
@@ -50,6 +53,7 @@ pub struct Repository {
     opened: unlock::Opened,
     index: RwLock<BlobIndex>,
     frames: read::FrameCache,
+    strays: strays::Strays,
 }
 
 impl Repository {
@@ -83,5 +87,6 @@ impl Repository {
     pub fn replace_index(&self, index: BlobIndex) {
         self.with_index(|old| *old = index);
         self.frames.clear();
+        self.strays.forget();
     }
 }

@@ -5,13 +5,14 @@ use std::sync::{Arc, RwLock};
 use rayon::prelude::*;
 
 use super::read::FrameCache;
+use super::strays::Strays;
 use super::unlock::Opened;
-use super::{Condemnation, Repository, unlock};
+use super::{Condemnation, Lost, Repository, unlock};
 use crate::backend::{Backend, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
-use crate::format::header::HEADER_BYTES;
+use crate::format::header::{HEADER_BYTES, Kind};
 use crate::format::index::Index;
 use crate::format::keyslot::Unlock;
 use crate::format::pack::{PackInfo, open_directory, prefix_bytes};
@@ -57,7 +58,16 @@ impl Repository {
     }
 
     fn assemble(backend: Arc<dyn Backend>, config: Config, (master, opened): (Secret, Opened), keys: Keys) -> Self {
-        Self { backend, config, master, keys, opened, index: RwLock::default(), frames: FrameCache::default() }
+        Self {
+            backend,
+            config,
+            master,
+            keys,
+            opened,
+            index: RwLock::default(),
+            frames: FrameCache::default(),
+            strays: Strays::default(),
+        }
     }
 
     /// Whether there is a repository.
@@ -208,19 +218,28 @@ impl Repository {
     /// # Errors
     /// When the store can't be listed. Packs that can't be read are reported and left out.
     pub fn adopt_packs(&self, reporter: &Reporter) -> Result<Vec<PackInfo>> {
+        let (adopted, unreadable) = self.open_undescribed()?;
+        unreadable.into_iter().for_each(|lost| reporter.warn(Severity::Note, lost.path, lost.error));
+        self.with_index(|index| adopted.iter().for_each(|pack| index.add_pack(pack)));
+        Ok(adopted)
+    }
+
+    /// Opens the packs that the index in memory doesn't know; those that can't be opened come second.
+    pub(super) fn open_undescribed(&self) -> Result<(Vec<PackInfo>, Vec<Lost>)> {
         let mut listed = self.backend.list(layout::DATA_PACKS)?;
         listed.extend(self.backend.list(layout::METADATA_PACKS)?);
         listed.retain(|l| layout::parse_pack(&l.path).is_some_and(|(_, id)| !self.index().has_pack(&id)));
         let opened: Vec<_> = listed.par_iter().map(|l| self.open_pack(&l.path, l.bytes)).collect();
-        let mut adopted = Vec::new();
-        for (listed, opened) in listed.iter().zip(opened) {
+        let (mut packs, mut unreadable) = (Vec::new(), Vec::new());
+        for (listed, opened) in listed.into_iter().zip(opened) {
             match opened {
-                Ok(pack) => adopted.push(pack),
-                Err(e) => reporter.warn(Severity::Note, &listed.path, e),
+                Ok(pack) => packs.push(pack),
+                // A prune deleted it since it was listed.
+                Err(Error::Missing { .. }) => {}
+                Err(error) => unreadable.push(Lost { path: listed.path, error }),
             }
         }
-        self.with_index(|index| adopted.iter().for_each(|pack| index.add_pack(pack)));
-        Ok(adopted)
+        Ok((packs, unreadable))
     }
 
     /// Reads the directory of a pack.
@@ -229,6 +248,12 @@ impl Repository {
     /// When it can't be read, or is damaged.
     pub fn open_pack(&self, path: &str, file_bytes: u64) -> Result<PackInfo> {
         let (kind, id) = layout::parse_pack(path).ok_or_else(|| Error::corrupt(path, "it has no pack's name"))?;
+        let start = self.read_prefix(path, kind, file_bytes)?;
+        open_directory(&self.keys, id, kind, file_bytes, &start)
+    }
+
+    /// Reads header and directory of a pack, or more.
+    pub(super) fn read_prefix(&self, path: &str, kind: Kind, file_bytes: u64) -> Result<Vec<u8>> {
         let mut start = self.backend.get_range(path, 0, DIRECTORY_GUESS_BYTES.min(file_bytes))?;
         if start.len() < HEADER_BYTES {
             return Err(Error::corrupt(path, "it is cut short"));
@@ -240,6 +265,6 @@ impl Repository {
         if need > start.len() as u64 {
             start = self.backend.get_range(path, 0, need)?;
         }
-        open_directory(&self.keys, id, kind, file_bytes, &start)
+        Ok(start)
     }
 }

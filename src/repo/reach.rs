@@ -66,8 +66,16 @@ impl Reach {
         trees: impl IntoIterator<Item = BlobId>,
         reporter: &Reporter,
     ) -> Result<Added> {
+        let roots: Vec<_> = trees.into_iter().map(|id| (id, Role::Tree)).collect();
+        match self.try_add(repo, roots.clone(), reporter) {
+            // Chunks and segments are only looked up: whether a pack that no index file knows has them is seen here.
+            Err(Error::Missing { .. }) if repo.adopt_strays() => self.try_add(repo, roots, reporter),
+            done => done,
+        }
+    }
+
+    fn try_add(&mut self, repo: &Repository, roots: Vec<(BlobId, Role)>, reporter: &Reporter) -> Result<Added> {
         let mut added = Added::default();
-        let roots = trees.into_iter().map(|id| (id, Role::Tree)).collect();
         match self.walk(repo, roots, reporter, &mut added) {
             Ok(()) => Ok(added),
             Err(e) => {

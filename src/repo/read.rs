@@ -11,6 +11,7 @@ use crate::backend::layout;
 use crate::crypto::{BlobType, ObjectKey};
 use crate::error::{Error, Result};
 use crate::format::MAX_TREE_NODES;
+use crate::format::index::IndexedPack;
 use crate::format::pack::{Encoding, FrameInfo, PackInfo, class_key, frame_aad};
 use crate::format::pagemap::{Inner, Root};
 use crate::format::segment::{Decoded, Encoded};
@@ -90,6 +91,32 @@ impl FrameReader {
         }
     }
 
+    /// For a frame of a pack as an index describes it; `None` if there is none of this number.
+    pub(super) fn of_index(pack: &IndexedPack, number: u32) -> Option<Self> {
+        let frame = pack.frames.get(number as usize)?;
+        Some(Self {
+            what: format!("frame {number} of pack {}", pack.id),
+            path: layout::pack(pack.kind(), pack.id),
+            offset: pack.frame_offset(number),
+            stored_bytes: frame.stored_bytes,
+            position: number + 1,
+            plain_bytes: frame.plain_bytes,
+            encoding: frame.encoding,
+            header: pack.header,
+            bases: frame.bases.to_vec(),
+        })
+    }
+
+    /// The same frame in a file at another path.
+    pub(super) fn at(self, path: &str) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
+    /// Length of the decoded frame, in bytes.
+    pub fn plain_bytes(&self) -> u32 {
+        self.plain_bytes
+    }
+
     /// Segments that are needed to decode the frame.
     pub fn bases(&self) -> &[BlobId] {
         &self.bases
@@ -167,7 +194,10 @@ impl Repository {
     /// # Errors
     /// [`Error::Missing`].
     pub fn place(&self, id: &BlobId) -> Result<Place> {
-        self.index().find(id).ok_or_else(|| Error::Missing { what: format!("blob {id}") })
+        let find = || self.index().find(id);
+        find()
+            .or_else(|| self.adopt_strays().then(find).flatten())
+            .ok_or_else(|| Error::Missing { what: format!("blob {id}") })
     }
 
     /// What it takes to read the frame of a place.
@@ -176,18 +206,9 @@ impl Repository {
     /// [`Error::Corrupt`] for a place that the index doesn't have.
     pub fn frame_reader(&self, place: Place) -> Result<FrameReader> {
         let index = self.index();
-        let (pack, frame) = index.frame(place).ok_or_else(|| Error::corrupt("index", "a place points nowhere"))?;
-        Ok(FrameReader {
-            what: format!("frame {} of pack {}", place.frame, pack.id),
-            path: layout::pack(pack.kind(), pack.id),
-            offset: pack.frame_offset(place.frame),
-            stored_bytes: frame.stored_bytes,
-            position: place.frame + 1,
-            plain_bytes: frame.plain_bytes,
-            encoding: frame.encoding,
-            header: pack.header,
-            bases: frame.bases.to_vec(),
-        })
+        let pack = index.packs().get(place.pack as usize);
+        let reader = pack.and_then(|pack| FrameReader::of_index(pack, place.frame));
+        reader.ok_or_else(|| Error::corrupt("index", "a place points nowhere"))
     }
 
     /// Fetches and opens the frame of a place.
@@ -231,7 +252,11 @@ impl Repository {
     }
 
     fn try_places<T>(&self, id: &BlobId, read: impl Fn(Place) -> Result<T>) -> Result<T> {
-        let places: Vec<_> = self.index().places(id).collect();
+        let all = || self.index().places(id).collect::<Vec<_>>();
+        let mut places = all();
+        if places.is_empty() && self.adopt_strays() {
+            places = all();
+        }
         let mut first_error = None;
         for place in places {
             match read(place) {

@@ -32,7 +32,10 @@ pub(super) fn check(repo: &Repository, reporter: &Reporter) -> Result<Vec<Named>
             reporter,
             &lost.path,
             format!("{why}; this forgotten snapshot can't be taken back any more, and no other is affected"),
-            format!("{PUT_BACK}, or delete it"),
+            format!(
+                "{PUT_BACK}, or run `snapshot repair snapshots`: it puts one flipped bit right, and with --forget it \
+                 removes what it can't mend"
+            ),
         );
     }
     let marks = repo.read_marks()?;
@@ -45,7 +48,10 @@ pub(super) fn check(repo: &Repository, reporter: &Reporter) -> Result<Vec<Named>
             format!(
                 "{why}; this snapshot can't be restored, and no prune runs while it is there; its data is untouched"
             ),
-            format!("{PUT_BACK}; else delete it, which gives up this snapshot and no other"),
+            format!(
+                "{PUT_BACK}; else run `snapshot repair snapshots`: it puts one flipped bit right, and with --forget it \
+                 gives up this snapshot and no other"
+            ),
         );
     }
     check_chains(&snapshots, &tombs, reporter);
@@ -113,7 +119,8 @@ fn check_slots(repo: &Repository, reporter: &Reporter) -> Result<()> {
                     "{}; the password or key file that it belongs to may not open the repository",
                     reason(&repo.only_this_object(e)?)
                 ),
-                "run `snapshot key add` for a new one and `snapshot key remove` for this one",
+                "run `snapshot repair index`, which puts one flipped bit right; else `snapshot key add` for a new one and \
+                 `snapshot key remove` for this one",
             ),
         }
     }
@@ -199,6 +206,8 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
                     format!("the snapshot before it, {}, is of another source or younger", previous.short()),
                     "compare both with `snapshot ls` before you rely on either",
                 ),
+                // What was salvaged of a snapshot stands in its place, and the next one still names the snapshot itself.
+                None if twins.is_some_and(|twins| twins.iter().any(|t| t.snapshot.is_salvaged())) => {}
                 None if twins.is_some() => damage(
                     reporter,
                     &what,

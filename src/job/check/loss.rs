@@ -110,15 +110,20 @@ pub(super) fn report(
         let index = repo.index();
         index.packs().get(number as usize).map_or_else(String::new, |p| layout::pack(p.kind(), p.id))
     };
+    let mut condemned = packs.condemned_unknown.clone();
     for (number, fault) in &packs.faults {
         let what = path(*number);
-        if changed && fault.trouble == Trouble::Gone {
+        if packs.is_set_aside(*number) && !losses.by_cause.contains_key(&Cause::Pack(*number)) {
+            condemned.extend((fault.trouble != Trouble::Missing).then_some(what));
+            continue;
+        }
+        if changed && fault.trouble == Trouble::Missing {
             let why = format!("{}; but a prune ran while it was checked", fault.why);
             note(reporter, &what, why, "run `snapshot check` again");
             continue;
         }
         let cost = teller.cost(Cause::Pack(*number));
-        let hint = hint(fault.trouble, cost.is_some());
+        let hint = hint(fault.trouble);
         match (cost, fault.trouble) {
             (Some(cost), _) => damage(reporter, &what, format!("{}; {}", fault.why, cost.lost), hint + &cost.way_out),
             (None, Trouble::Directory) => {
@@ -132,45 +137,63 @@ pub(super) fn report(
             (None, Trouble::Index) => {
                 note(reporter, &what, format!("{}; no snapshot needs these", fault.why), hint);
             }
-            (None, Trouble::Gone | Trouble::Frames) => {
+            (None, Trouble::Missing | Trouble::Gone | Trouble::Frames) => {
                 let why = "no snapshot needs what is lost with it, but the next one might rely on it";
                 damage(reporter, &what, format!("{}; {why}", fault.why), hint);
             }
         }
     }
+    report_condemned(condemned, reporter);
     report_unindexed(packs, path, reporter);
     for cause in losses.by_cause.keys() {
-        let (what, why) = match cause {
+        let (what, why, hint) = match cause {
             Cause::Pack(number) if packs.faults.contains_key(number) => continue,
-            Cause::Pack(number) => (path(*number), "it can't be read"),
-            Cause::Blob(id) => (format!("blob {id}"), losses.reasons.get(id).map_or("it is missing", String::as_str)),
-            Cause::Others => ("other blobs".into(), "more blobs are missing"),
+            Cause::Pack(number) => (path(*number), "it can't be read", hint(Trouble::Gone)),
+            Cause::Blob(id) => {
+                let why = losses.reasons.get(id).map_or("it is missing", String::as_str);
+                (format!("blob {id}"), why, format!("run {CREATE}"))
+            }
+            Cause::Others => ("other blobs".into(), "more blobs are missing", format!("run {CREATE}")),
         };
         if let Some(cost) = teller.cost(*cause) {
-            let hint = hint(Trouble::Gone, true) + &cost.way_out;
-            damage(reporter, &what, format!("{why}; {}", cost.lost), hint);
+            damage(reporter, &what, format!("{why}; {}", cost.lost), hint + &cost.way_out);
         }
     }
     Ok(())
 }
 
-fn hint(trouble: Trouble, lost: bool) -> String {
-    match (trouble, lost) {
-        (Trouble::Gone, _) => {
-            "run `snapshot repair index`, which drops it from the index, then `snapshot create`: what the source still \
-             has is stored anew, for the old snapshots too"
+/// What brings lost data back, and what makes the best of what stays lost.
+const CREATE: &str = "`snapshot create`: what the source still has is stored anew, for the old snapshots too; then \
+                      `snapshot repair snapshots` salvages what is left of snapshots that still lack something";
+
+fn hint(trouble: Trouble) -> String {
+    match trouble {
+        Trouble::Missing => format!("run `snapshot repair index`, which drops it from the index, then {CREATE}"),
+        Trouble::Gone | Trouble::Frames => {
+            format!("run `snapshot repair packs`, which saves what can still be read of it, then {CREATE}")
         }
-        (Trouble::Frames, _) => {
-            "run `snapshot repair packs`, which drops what is damaged from the index, then `snapshot create`: what the \
-             source still has is stored anew, for the old snapshots too"
-        }
-        (Trouble::Index, _) => {
+        Trouble::Index => {
             "run `snapshot repair index`, which builds the index anew from the packs; what it leaves out then is damaged, \
              and `snapshot create` stores anew what the source still has"
+                .into()
         }
-        (Trouble::Directory | Trouble::Hash, _) => "put the file back from a copy of the repository if there is one",
+        Trouble::Directory | Trouble::Hash => {
+            "run `snapshot repair packs`, which saves what it holds in a new pack, or put the file back from a copy of \
+             the repository"
+                .into()
+        }
     }
-    .into()
+}
+
+/// Packs that are damaged and that nobody looks for anything in any more.
+fn report_condemned(paths: Vec<String>, reporter: &Reporter) {
+    if let Some(first) = paths.first().cloned() {
+        let total = paths.len() as u64;
+        let all = some_of(paths, total, NAMED);
+        let why =
+            format!("it is damaged, and condemned: nothing is looked for in it any more. Packs in this state: {all}");
+        note(reporter, &first, why, "nothing to do: a later prune deletes it");
+    }
 }
 
 /// Packs that no index file knows: left by an interrupted run, or the index file was lost.
@@ -192,7 +215,12 @@ fn report_unindexed(packs: &Packs, path: impl Fn(u32) -> String, reporter: &Repo
     if !others.is_empty() {
         let (first, all) = names(&others);
         let why = format!("no index file knows it and no snapshot needs it. Packs in this state: {all}");
-        note(reporter, &first, why, "left by an interrupted run, or being written now; the next prune removes it");
+        note(
+            reporter,
+            &first,
+            why,
+            "left by an interrupted run, or being written now; the next `snapshot prune` removes it",
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 //! a database, and back up with what is lost, so that every damaged object is reported once, with what it costs and
 //! which command mends it. It never stops at a problem; only a store that doesn't answer at all ends it.
 
+mod advice;
 mod control;
 mod databases;
 mod loss;
@@ -22,6 +23,7 @@ use crate::index::BlobIndex;
 use crate::repo::{Proven, Repository};
 use crate::report::{Problem, Reporter, Severity};
 
+pub use advice::what_to_do;
 use packs::Packs;
 use structure::Walk;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 
-use super::{ReadData, damage, reason};
+use super::{ReadData, damage, note, reason};
 use crate::backend::{Listed, layout};
 use crate::crypto;
 use crate::error::{Error, Result};
@@ -22,7 +22,9 @@ const DIRECTORIES_AT_ONCE: usize = 64;
 /// What is wrong with a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// Missing, cut short, or another pack: nothing in it can be had.
+    /// Not there.
+    Missing,
+    /// Cut short, or another pack: it can't be used.
     Gone,
     /// Its directory is unreadable; the index still knows where everything is.
     Directory,
@@ -70,6 +72,10 @@ pub(super) struct Packs {
     untold: HashMap<BlobId, u32>,
     /// Which slots are present in segments that were decoded.
     slots: HashMap<BlobId, SlotSet>,
+    /// Condemned packs that the index describes without records: `repair packs` saved what could be read of them.
+    husks: HashSet<u32>,
+    /// Paths of packs of which nothing is known but that they are condemned.
+    pub condemned_unknown: Vec<String>,
 }
 
 impl Packs {
@@ -83,8 +89,11 @@ impl Packs {
             bad: HashSet::new(),
             untold: HashMap::new(),
             slots: HashMap::new(),
+            husks: HashSet::new(),
+            condemned_unknown: Vec::new(),
         };
         let told = records_of_packs(&repo.index(), known);
+        packs.husks = husks(&repo.index(), &told);
         reporter.progress.files_total.store(listed.len() as u64, Ordering::Relaxed);
         for some in listed.chunks(DIRECTORIES_AT_ONCE) {
             reporter.check_interrupt()?;
@@ -97,20 +106,34 @@ impl Packs {
                 match (number_of(repo, listed, known), opened) {
                     (Some(number), opened) => packs.compare(&repo.index(), number, &told, listed, opened),
                     (None, Ok(info)) => packs.add_unindexed(repo, &info),
-                    (None, Err(why)) => damage(
-                        reporter,
-                        &listed.path,
-                        format!("{why}; no index file knows it either, so that what it held can't be told"),
-                        "put the file back from a copy of the repository if there is one; else delete it",
-                    ),
+                    (None, Err(why)) => packs.add_unknown(repo, listed, &why, reporter),
                 }
             }
             reporter.advance(0, some.len() as u64);
         }
         for (number, _) in (0u32..).zip(&packs.states).filter(|(_, s)| **s == State::Gone).collect::<Vec<_>>() {
-            packs.faults.entry(number).or_insert(Fault { trouble: Trouble::Gone, why: "it is missing".into() });
+            packs.faults.entry(number).or_insert(Fault { trouble: Trouble::Missing, why: "it is missing".into() });
         }
         Ok(packs)
+    }
+
+    /// A pack that can't be read and that no index file describes.
+    fn add_unknown(&mut self, repo: &Repository, listed: &Listed, why: &str, reporter: &Reporter) {
+        let Some((_, id)) = layout::parse_pack(&listed.path) else { return };
+        if repo.index().has_pack(&id) {
+            let why = "the pack of this name lies in the other folder, and nobody looks for it here";
+            note(reporter, &listed.path, why, "delete it");
+        } else if repo.index().is_condemned(&id) {
+            self.condemned_unknown.push(listed.path.clone());
+        } else {
+            damage(
+                reporter,
+                &listed.path,
+                format!("{why}; no index file knows it either, so that what it held can't be told"),
+                "put the file back from a copy of the repository if there is one; else run `snapshot repair packs`, \
+                 which saves what can be read of it and sets it aside",
+            );
+        }
     }
 
     fn add_unindexed(&mut self, repo: &Repository, info: &PackInfo) {
@@ -159,7 +182,10 @@ impl Packs {
         // Records beyond those of the directory point to what isn't there.
         let told = told.get(number as usize).map_or(0, |n| *n as usize);
         let beyond = (told + untold.len()).saturating_sub(all);
-        self.untold.extend(untold.iter().map(|id| (*id, number)));
+        // What was not saved of a damaged pack can't be had from it.
+        if !self.husks.contains(&number) {
+            self.untold.extend(untold.iter().map(|id| (*id, number)));
+        }
         untold.len().max(beyond)
     }
 
@@ -210,8 +236,10 @@ impl Packs {
                     }
                 }
                 Err(e) => {
-                    let why = reason(&repo.only_this_object(e)?);
-                    self.faults.insert(number, Fault { trouble: Trouble::Gone, why });
+                    let error = repo.only_this_object(e)?;
+                    let is_missing = matches!(error, Error::Missing { .. });
+                    let trouble = if is_missing { Trouble::Missing } else { Trouble::Gone };
+                    self.faults.insert(number, Fault { trouble, why: reason(&error) });
                     self.set(number, State::Gone);
                 }
             }
@@ -239,6 +267,11 @@ impl Packs {
     pub(super) fn found_bad(&mut self, id: BlobId, pack: u32, error: &Error) {
         self.bad.insert((pack, id));
         self.faults.entry(pack).or_insert(Fault { trouble: Trouble::Frames, why: error.to_string() });
+    }
+
+    /// Whether a pack is damaged, and set aside already.
+    pub(super) fn is_set_aside(&self, number: u32) -> bool {
+        self.husks.contains(&number)
     }
 
     /// The pack that holds a blob which the index doesn't know.
@@ -276,6 +309,15 @@ fn frames_equal(pack: &crate::format::index::IndexedPack, info: &PackInfo) -> bo
                 && a.encoding == b.encoding
                 && a.bases[..] == b.bases[..]
         })
+}
+
+/// The condemned packs without records.
+fn husks(index: &BlobIndex, told: &[u32]) -> HashSet<u32> {
+    let packs = (0..).zip(index.packs()).zip(told);
+    packs
+        .filter(|((_, pack), told)| **told == 0 && index.is_condemned(&pack.id))
+        .map(|((number, _), _)| number)
+        .collect()
 }
 
 /// How many records the index has for each pack.

@@ -25,9 +25,11 @@ use crate::repo::{MarkNote, Repository, SessionGuard, Writer, encode_frame};
 use crate::report::{Problem, Reporter, Severity};
 
 mod checks;
+mod flips;
 mod nonsense;
 mod remembered;
 mod repairs;
+mod salvage;
 mod sectors;
 
 const PAGE_BYTES: usize = 512;

@@ -58,10 +58,12 @@ fn a_wrong_index_is_rebuilt() {
             store.delete(&[listed.path]).unwrap();
         }
         let (_, problems) = check(&open(&store), ReadData::All);
-        assert!(problems.iter().any(|p| p.hint.as_ref().unwrap().contains("repair index")), "{what}: {problems:#?}");
+        let helps = |hint: &str| hint.contains("repair index") || hint.contains("repair packs");
+        assert!(problems.iter().any(|p| helps(p.hint.as_ref().unwrap())), "{what}: {problems:#?}");
         let (summary, problems) = repair(&store);
-        assert!(problems.is_empty(), "{what}: {problems:#?}");
+        assert!(damages(&problems).is_empty(), "{what}: {problems:#?}");
         assert_eq!((summary.packs, summary.index_files_replaced, summary.damaged_blobs), (4, 2, 0));
+        assert_eq!((summary.missing_packs, problems.len()), if what.contains("not there") { (1, 1) } else { (0, 0) });
         let (_, problems) = check(&open(&store), ReadData::All);
         assert!(problems.is_empty(), "{what}: {problems:#?}");
     }
@@ -104,20 +106,28 @@ fn damaged_frames_are_set_aside_and_stay_so() {
 
         let reporter = Reporter::silent();
         let summary = repair::repair_packs(&open(&store), &reporter).unwrap();
-        assert!(summary.damaged_blobs > 0 && summary.packs == 4, "{summary:?}");
+        assert!(summary.damaged_blobs > 0 && summary.packs_condemned == 1, "{summary:?}");
         assert_eq!(reporter.worst(), Some(Severity::Damage));
+        assert_eq!(
+            summary.next_steps(),
+            ["snapshot create", "snapshot check", "snapshot repair snapshots", "snapshot prune"]
+        );
+        let (_, problems) = check(&open(&store), ReadData::All);
+        assert!(damages(&problems).iter().all(|p| p.why.contains("lost:")), "only what is lost: {problems:#?}");
         let (again, _) = repair(&store);
-        assert_eq!(again.damaged_blobs, summary.damaged_blobs, "a repair of the index doesn't take them back in");
+        assert_eq!(again.unreadable_packs, 0);
+        let damaged = open(&store);
+        damaged.load_index(&Reporter::silent()).unwrap();
+        assert!(repair::repair_packs(&damaged, &Reporter::silent()).unwrap().packs_condemned == 0, "it is condemned");
         let repo = open(&store);
         repo.load_index(&Reporter::silent()).unwrap();
         for generation in [0, 1] {
             fixture.source.store(&repo, generation);
         }
-        let (_, problems) = check(&open(&store), ReadData::None);
-        assert!(damages(&problems).is_empty(), "{problems:#?}");
         let (_, problems) = check(&open(&store), ReadData::All);
-        let [one] = damages(&problems)[..] else { panic!("{problems:#?}") };
-        assert!(one.what == *pack && one.why.contains("no snapshot needs"), "{one:?}");
+        let [one] = &problems[..] else { panic!("{problems:#?}") };
+        assert!(one.severity == Severity::Note && one.what == *pack && one.why.contains("condemned"), "{one:?}");
+        assert!(store.list("").unwrap().iter().any(|l| l.path == *pack), "a repair deletes no pack");
     }
 }
 

@@ -3,9 +3,9 @@
 use super::*;
 
 /// Fails to read one object, as a bad sector does, or does not answer at all.
-struct Unreadable {
-    inner: Arc<Memory>,
-    path: Option<String>,
+pub(super) struct Unreadable {
+    pub(super) inner: Arc<Memory>,
+    pub(super) path: Option<String>,
 }
 
 impl Unreadable {

@@ -41,7 +41,8 @@ pub enum Outcome {
 ///    both describe the same packs. Cut off after it: the packs that go are described by none, and no snapshot needs
 ///    them; the next prune finds them and their record, and goes on.
 /// 4. *The packs* are deleted, then *the records* that condemned them: as long as a pack is there, its record is, and
-///    no writer relies on it. A pack that was reinstated may be relied on once its record is gone.
+///    no writer relies on it. A pack that was reinstated may be relied on once its record is gone. *Snapshots whose tombs
+///    went* in 1 and that are there nevertheless are removed: undoing was cut off before it saw that it came too late.
 /// 5. *Snapshots are forgotten*, each stored as a tomb before it goes. Cut off in between: it is there twice, and
 ///    counts as not forgotten. Pins are looked for before and after: what was pinned meanwhile is taken back, and the
 ///    plan is outdated.
@@ -64,13 +65,15 @@ pub fn execute(
     reporter.check_interrupt()?;
     session.check_alive()?;
     let going = &plan.deletion.packs;
+    let mut removed = HashSet::new();
     if !going.is_empty() {
+        removed = listed_ids(repo, layout::TOMBS)?;
         let kept = remove_tombs(repo, stock, &plan.deletion, &mut reach, reporter)?;
-        if listed_ids(repo, layout::SNAPSHOTS)? != stock.snapshot_ids()
-            || !listed_ids(repo, layout::TOMBS)?.is_subset(&kept)
-        {
+        let snapshots = stock.snapshot_ids();
+        if listed_ids(repo, layout::SNAPSHOTS)? != snapshots || !listed_ids(repo, layout::TOMBS)?.is_subset(&kept) {
             return Ok(Outcome::Outdated);
         }
+        removed.retain(|id| !kept.contains(id) && !snapshots.contains(id));
         session.check_alive()?;
     }
     if !going.is_empty() || stock.adopted || stock.index_files.len() > MAX_INDEX_FILES {
@@ -81,6 +84,7 @@ pub fn execute(
         let paths: Vec<_> = going.iter().filter_map(|id| stock.packs.get(id)).map(|l| l.path.clone()).collect();
         repo.backend().delete(&paths)?;
         repo.backend().delete(&plan.deletion.records)?;
+        remove_revenants(repo, &removed)?;
     }
     if forget(repo, plan, reporter)? == Outcome::Outdated {
         return Ok(Outcome::Outdated);
@@ -180,6 +184,14 @@ fn goes(repo: &Repository, stock: &Stock, deletion: &Deletion, blob: &BlobId) ->
     let index = repo.index();
     let stays = |pack: &PackId| stock.packs.contains_key(pack) && !deletion.packs.contains(pack);
     !index.places(blob).filter_map(|place| index.frame(place)).any(|(pack, _)| stays(&pack.id))
+}
+
+/// Removes snapshots that came back after they were listed for the last time, while their tombs went: whoever took them
+/// back does that as soon as it looks for the tomb, unless it was cut off before.
+fn remove_revenants(repo: &Repository, removed: &HashSet<SnapshotId>) -> Result<()> {
+    let back: Vec<_> =
+        listed_ids(repo, layout::SNAPSHOTS)?.intersection(removed).map(|id| layout::snapshot(*id)).collect();
+    repo.backend().delete(&back)
 }
 
 fn listed_ids(repo: &Repository, folder: &str) -> Result<HashSet<SnapshotId>> {

@@ -179,6 +179,20 @@ fn a_snapshot_taken_back_while_tombs_go_keeps_its_data() {
 }
 
 #[test]
+fn a_snapshot_taken_back_too_late_goes_again_though_nobody_looks() {
+    let world = five_generations();
+    prune(&world, keep_last(1));
+    let tomb = world.paths(layout::TOMBS).remove(0);
+    let bytes = world.memory.get(&tomb, u64::MAX).unwrap();
+    // Undoing read the tomb in time, and is cut off when it has stored the snapshot, while packs go.
+    prune_with_intruder(&world, Policy::default(), "packs/", move |memory| {
+        memory.put(&tomb.replace(layout::TOMBS, layout::SNAPSHOTS), bytes).unwrap();
+    });
+    assert_eq!(world.read_all(), [5]);
+    prune(&world, Policy::default());
+}
+
+#[test]
 fn a_snapshot_forgotten_while_tombs_go_can_be_taken_back() {
     let world = five_generations();
     prune(&world, keep_last(2));

@@ -217,9 +217,8 @@ pub(super) fn pieces(repo: &Repository, node: &Node, file: u32, data_bytes: u64)
     let ids = repo.chunks(content)?;
     let mut pieces = Vec::with_capacity(ids.len());
     let mut at = 0;
-    let index = repo.index();
     for id in ids {
-        let place = index.find(&id).ok_or_else(|| Error::Missing { what: format!("blob {id}") })?;
+        let place = repo.place(&id)?;
         if place.kind != BlobType::Chunk {
             return Err(Error::corrupt(format!("blob {id}"), "it is not of the type expected"));
         }
