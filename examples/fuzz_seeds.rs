@@ -108,6 +108,9 @@ fn packs_and_indexes(keys: &Keys) -> Result {
         builder.push(frame(blob, Encoding::Zstd, &[300], &[]));
         if kind == Kind::DataPack {
             builder.push(frame(BlobType::Segment, Encoding::Segment, &[512], &[BlobId([9; 32])]));
+            let half = Segment { page_bytes: 512, pages: vec![Some(vec![7; 512]), None] };
+            let body = segment::encode_partial(&half, &[[1; 16], [2; 16]], 3);
+            builder.push(Frame { body, ..frame(BlobType::Segment, Encoding::Segment, &[512], &[]) });
         }
         let pack = builder.seal(keys)?;
         put("pack", name, &[&[way], &pack.bytes])?;

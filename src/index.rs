@@ -1,14 +1,19 @@
 //! Finding blobs: the merged contents of all index files, in memory.
 //!
 //! May depend on `format` and below. Pure lookup: loading and saving are `repo`'s. A blob may lie in several packs;
-//! a place in a pack that is not condemned is preferred.
+//! a place in a pack that is not condemned is preferred, and one that has all of it.
+//!
+//! It is one list sorted by id, 48 bytes for each place, and 12 bytes for each frame: a repository of millions of blobs
+//! is pruned in a few hundred MiB. The list is changed rarely, by merging.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::crypto::BlobType;
 use crate::format::header::Kind;
 use crate::format::index::{Index, IndexedFrame, IndexedPack, Record};
-use crate::format::pack::{Entry, PackInfo};
+use crate::format::pack::{self, PackInfo};
+use crate::format::segment::SlotSet;
 use crate::id::{BlobId, PackId};
 
 /// Where a blob is, in terms of this index.
@@ -26,37 +31,150 @@ pub struct Place {
     pub kind: BlobType,
 }
 
+/// A place of a blob, as it is held in memory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    id: BlobId,
+    pack: u32,
+    frame: u32,
+    plain_bytes: u32,
+    /// The lowest 24 bits of it: nothing in a frame begins later.
+    offset: [u8; 3],
+    kind: BlobType,
+}
+
+impl Entry {
+    fn new(record: &Record, pack: u32) -> Self {
+        let Record { id, frame, plain_bytes, kind, .. } = *record;
+        let [a, b, c, _] = record.offset.to_le_bytes();
+        Self { id, pack, frame, plain_bytes, offset: [a, b, c], kind }
+    }
+
+    fn place(&self) -> Place {
+        let [a, b, c] = self.offset;
+        let offset = u32::from_le_bytes([a, b, c, 0]);
+        Place { pack: self.pack, frame: self.frame, offset, plain_bytes: self.plain_bytes, kind: self.kind }
+    }
+}
+
+/// A step of the lookup table has about so many places, as a power of two.
+const STEP_BITS: u32 = 4;
+/// The most steps of the lookup table, as a power of two.
+const MAX_TABLE_BITS: u32 = 16;
+
 /// All blobs that the index files know of.
 #[derive(Default)]
 pub struct BlobIndex {
     packs: Vec<IndexedPack>,
     numbers: HashMap<PackId, u32>,
-    blobs: HashMap<BlobId, Place>,
-    /// Further places of blobs that lie in several packs: rare.
-    others: HashMap<BlobId, Vec<Place>>,
+    /// Sorted.
+    entries: Vec<Entry>,
+    /// Where the ids with the same first bits begin in `entries`: one more than there are steps.
+    table: Vec<u32>,
+    /// How many different ids there are.
+    blobs: usize,
     condemned: HashSet<PackId>,
     /// Packs that no index file describes, and that a writer must not rely on therefore.
     strays: HashSet<PackId>,
+    /// Whether a pack is one of either, by number.
+    is_unreliable: Vec<bool>,
+    version: u64,
+}
+
+/// Makes an index of many parts: they are sorted once, at the end.
+#[derive(Default)]
+pub struct Builder(BlobIndex);
+
+impl Builder {
+    /// For about so many places of blobs.
+    pub fn new(places: usize) -> Self {
+        let mut index = BlobIndex::default();
+        // Only a hint, of the length of files that may be nonsense: without the room it takes a little longer.
+        let _ = index.entries.try_reserve_exact(places);
+        Self(index)
+    }
+
+    /// Adds the contents of an index file, and returns the numbers of the packs that were new.
+    pub fn add(&mut self, part: Index) -> std::ops::Range<u32> {
+        let from = self.0.packs.len() as u32;
+        let entries = self.0.admit(part);
+        self.0.entries.extend(entries);
+        from..self.0.packs.len() as u32
+    }
+
+    /// The index.
+    pub fn finish(self, condemned: impl IntoIterator<Item = PackId>) -> BlobIndex {
+        let mut index = self.0;
+        index.entries.sort_unstable();
+        index.settle();
+        index.condemn(condemned);
+        index
+    }
 }
 
 impl BlobIndex {
     /// Adds the contents of an index file; packs that are known already are left as they are.
-    pub fn add(&mut self, index: Index) {
-        let mut numbers = Vec::with_capacity(index.packs.len());
-        for pack in index.packs {
+    pub fn add(&mut self, part: Index) {
+        let mut new: Vec<_> = self.admit(part).collect();
+        new.sort_unstable();
+        self.merge(&new);
+        self.settle();
+    }
+
+    /// Takes the packs that are new, and returns the places in them.
+    fn admit(&mut self, part: Index) -> impl Iterator<Item = Entry> + use<> {
+        let mut numbers = Vec::with_capacity(part.packs.len());
+        for pack in part.packs {
             let number = self.packs.len() as u32;
             let known = *self.numbers.entry(pack.id).or_insert(number);
             numbers.push((known == number).then_some(number));
             if known == number {
+                self.is_unreliable.push(self.condemned.contains(&pack.id) || self.strays.contains(&pack.id));
                 self.packs.push(pack);
             }
         }
-        self.blobs.reserve(index.records.len());
-        for Record { id, pack, frame, offset, plain_bytes, kind } in index.records {
-            if let Some(Some(pack)) = numbers.get(pack as usize) {
-                self.place(id, Place { pack: *pack, frame, offset, plain_bytes, kind });
-            }
+        let entry = move |record: Record| Some(Entry::new(&record, (*numbers.get(record.pack as usize)?)?));
+        part.records.into_iter().filter_map(entry)
+    }
+
+    /// Merges sorted entries into those that are there, from the end on, in place.
+    fn merge(&mut self, new: &[Entry]) {
+        let (mut old, mut left) = (self.entries.len(), new.len());
+        self.entries.reserve_exact(left);
+        self.entries.extend_from_slice(new);
+        while left > 0 {
+            let takes_old = old > 0 && self.entries[old - 1] > new[left - 1];
+            let entry = if takes_old { self.entries[old - 1] } else { new[left - 1] };
+            self.entries[old + left - 1] = entry;
+            if takes_old { old -= 1 } else { left -= 1 }
         }
+    }
+
+    /// To be called after the entries changed.
+    fn settle(&mut self) {
+        static VERSIONS: AtomicU64 = AtomicU64::new(1);
+        self.version = VERSIONS.fetch_add(1, Relaxed);
+        self.entries.dedup();
+        let bits = self.entries.len().max(1).ilog2().saturating_sub(STEP_BITS).min(MAX_TABLE_BITS);
+        self.table.clear();
+        self.table.resize((1 << bits) + 1, 0);
+        self.blobs = 0;
+        let mut last = None;
+        for entry in &self.entries {
+            let step = first_bits(&entry.id, bits);
+            self.table[step + 1] += 1;
+            self.blobs += usize::from(last.replace(entry.id) != Some(entry.id));
+        }
+        let mut sum = 0;
+        for end in &mut self.table {
+            sum += *end;
+            *end = sum;
+        }
+    }
+
+    /// Changes whenever a [`BlobIndex::position`] may mean another blob; no two indexes have the same.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Adds one pack.
@@ -74,46 +192,103 @@ impl BlobIndex {
         }
     }
 
-    fn place(&mut self, id: BlobId, new: Place) {
-        use std::collections::hash_map::Entry;
-        match self.blobs.entry(id) {
-            Entry::Vacant(e) => drop(e.insert(new)),
-            Entry::Occupied(mut e) => {
-                let is_worse = is_unreliable(&self.packs, &self.condemned, &self.strays, e.get());
-                let other = if is_worse { e.insert(new) } else { new };
-                self.others.entry(id).or_default().push(other);
+    /// Marks packs as condemned and prefers other places of what they hold.
+    pub fn condemn(&mut self, packs: impl IntoIterator<Item = PackId>) {
+        for id in packs {
+            if let Some(mark) = self.numbers.get(&id).and_then(|n| self.is_unreliable.get_mut(*n as usize)) {
+                *mark = true;
             }
+            self.condemned.insert(id);
         }
     }
 
-    /// Marks packs as condemned and prefers other places of what they hold.
-    pub fn condemn(&mut self, packs: impl IntoIterator<Item = PackId>) {
-        self.condemned.extend(packs);
-        for (id, others) in &mut self.others {
-            let Some(first) = self.blobs.get_mut(id) else { continue };
-            let is_bad = |p: &Place| is_unreliable(&self.packs, &self.condemned, &self.strays, p);
-            if is_bad(first)
-                && let Some(better) = others.iter_mut().find(|p| !is_bad(p))
-            {
-                std::mem::swap(first, better);
-            }
-        }
+    /// The entries of one blob, and where they begin.
+    fn run(&self, id: &BlobId) -> (usize, &[Entry]) {
+        let bits = self.table.len().saturating_sub(1).max(1).ilog2();
+        let step = first_bits(id, bits);
+        let step = self.table.get(step).zip(self.table.get(step + 1)).map(|(from, to)| *from as usize..*to as usize);
+        let step = step.unwrap_or_default();
+        let within = self.entries.get(step.clone()).unwrap_or_default();
+        let from = step.start + within.partition_point(|e| e.id < *id);
+        (from, self.run_at(from, id))
+    }
+
+    fn run_at(&self, from: usize, id: &BlobId) -> &[Entry] {
+        let rest = self.entries.get(from..).unwrap_or_default();
+        let len = rest.iter().take_while(|e| e.id == *id).count();
+        rest.get(..len).unwrap_or_default()
+    }
+
+    /// A number that stands for a blob as long as [`BlobIndex::version`] is the same.
+    pub fn position(&self, id: &BlobId) -> Option<u32> {
+        let (from, run) = self.run(id);
+        (!run.is_empty()).then_some(from as u32)
+    }
+
+    /// The blob that a position stands for.
+    pub fn id_at(&self, position: u32) -> Option<BlobId> {
+        self.entries.get(position as usize).map(|e| e.id)
+    }
+
+    /// One more than the highest position.
+    pub fn positions(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// All places of the blob at a position, in order; [`BlobIndex::places`] begins with the best.
+    pub fn places_at(&self, position: u32) -> impl Iterator<Item = Place> + Clone {
+        let run = self.id_at(position).map(|id| self.run_at(position as usize, &id)).unwrap_or_default();
+        run.iter().map(Entry::place)
     }
 
     /// The best place of a blob.
     pub fn find(&self, id: &BlobId) -> Option<Place> {
-        self.blobs.get(id).copied()
+        self.best(self.run(id).1)
     }
 
-    /// All places of a blob.
+    fn best(&self, run: &[Entry]) -> Option<Place> {
+        let places = run.iter().map(Entry::place);
+        match run {
+            [only] => Some(only.place()),
+            _ => places.min_by_key(|p| (self.is_unreliable(*p), self.slots(*p).is_some())),
+        }
+    }
+
+    /// All places of a blob, the best first.
     pub fn places(&self, id: &BlobId) -> impl Iterator<Item = Place> {
-        self.find(id).into_iter().chain(self.others.get(id).into_iter().flatten().copied())
+        let (_, run) = self.run(id);
+        let best = self.best(run);
+        best.into_iter().chain(run.iter().map(Entry::place).filter(move |p| Some(*p) != best))
     }
 
-    /// Whether a writer may rely on a blob: it is there, and not only in packs that are condemned or that no index file
-    /// describes.
+    /// Whether a writer must not rely on what lies in this pack: it is condemned, or no index file describes it.
+    fn is_unreliable(&self, place: Place) -> bool {
+        self.is_unreliable.get(place.pack as usize).is_some_and(|c| *c)
+    }
+
+    /// Which slots a segment has at a place, if some are absent.
+    pub fn slots(&self, place: Place) -> Option<&SlotSet> {
+        if place.kind != BlobType::Segment {
+            return None;
+        }
+        self.packs.get(place.pack as usize)?.slots(place.frame)
+    }
+
+    /// Whether a writer may rely on a blob: all of it is there, and not only in packs that are condemned or that no
+    /// index file describes.
     pub fn is_usable(&self, id: &BlobId) -> bool {
-        self.blobs.get(id).is_some_and(|p| !is_unreliable(&self.packs, &self.condemned, &self.strays, p))
+        let usable = |p: Place| !self.is_unreliable(p) && self.slots(p).is_none();
+        self.run(id).1.iter().map(Entry::place).any(usable)
+    }
+
+    /// The slots of a segment that a writer may rely on. A segment all of which may be relied on has all slots, those
+    /// that it can't have included.
+    pub fn usable_slots(&self, id: &BlobId) -> SlotSet {
+        let mut all = SlotSet::default();
+        for place in self.run(id).1.iter().map(Entry::place).filter(|p| !self.is_unreliable(*p)) {
+            all.add(self.slots(place).unwrap_or(&SlotSet::ALL));
+        }
+        all
     }
 
     /// Whether a pack is condemned.
@@ -137,10 +312,9 @@ impl BlobIndex {
         Some((pack, pack.frames.get(place.frame as usize)?))
     }
 
-    /// Every blob with every place of it, in no particular order.
+    /// Every blob with every place of it, sorted by id.
     pub fn iter(&self) -> impl Iterator<Item = (&BlobId, Place)> {
-        let first = self.blobs.iter().map(|(id, place)| (id, *place));
-        first.chain(self.others.iter().flat_map(|(id, places)| places.iter().map(move |p| (id, *p))))
+        self.entries.iter().map(|e| (&e.id, e.place()))
     }
 
     /// The blobs of a pack, as its directory lists them, that this index doesn't place where they are; `number` is the
@@ -149,10 +323,10 @@ impl BlobIndex {
         let mut untold = Vec::new();
         for (frame, info) in (0..).zip(&pack.frames) {
             let mut offset = 0;
-            for Entry { id, kind, plain_bytes } in info.entries.iter().copied() {
+            for pack::Entry { id, kind, plain_bytes } in info.entries.iter().copied() {
                 let place = Place { pack: number, frame, offset, plain_bytes, kind };
                 offset += plain_bytes;
-                if !self.places(&id).any(|p| p == place) {
+                if !self.run(&id).1.iter().any(|e| e.place() == place) {
                     untold.push(id);
                 }
             }
@@ -167,26 +341,28 @@ impl BlobIndex {
 
     /// How many different blobs there are.
     pub fn len(&self) -> usize {
-        self.blobs.len()
+        self.blobs
     }
 
     /// Whether there is no blob.
     pub fn is_empty(&self) -> bool {
-        self.blobs.is_empty()
+        self.entries.is_empty()
     }
 
     /// The index of the packs for which `keep` is true, to be saved as one file.
     pub fn extract(&self, keep: impl Fn(&IndexedPack) -> bool) -> Index {
-        let mut numbers = HashMap::new();
+        let mut numbers: Vec<Option<u32>> = Vec::with_capacity(self.packs.len());
         let mut out = Index::default();
-        for (old, pack) in (0u32..).zip(&self.packs) {
-            if keep(pack) {
-                numbers.insert(old, out.packs.len() as u32);
+        for pack in &self.packs {
+            let number = out.packs.len() as u32;
+            let kept = keep(pack);
+            numbers.push(kept.then_some(number));
+            if kept {
                 out.packs.push(pack.clone());
             }
         }
         for (id, place) in self.iter() {
-            if let Some(pack) = numbers.get(&place.pack) {
+            if let Some(Some(pack)) = numbers.get(place.pack as usize) {
                 let Place { frame, offset, plain_bytes, kind, .. } = place;
                 out.records.push(Record { id: *id, pack: *pack, frame, offset, plain_bytes, kind });
             }
@@ -195,8 +371,10 @@ impl BlobIndex {
     }
 }
 
-fn is_unreliable(packs: &[IndexedPack], condemned: &HashSet<PackId>, strays: &HashSet<PackId>, place: &Place) -> bool {
-    packs.get(place.pack as usize).is_none_or(|pack| condemned.contains(&pack.id) || strays.contains(&pack.id))
+/// The first bits of an id, as a number.
+fn first_bits(id: &BlobId, bits: u32) -> usize {
+    let [a, b, c, d, ..] = id.0;
+    (u64::from(u32::from_be_bytes([a, b, c, d])) >> (32 - bits)) as usize
 }
 
 impl IndexedPack {
@@ -216,7 +394,7 @@ impl IndexedPack {
 mod tests {
     use super::*;
     use crate::crypto::{Keys, Secret};
-    use crate::format::pack::{Encoding, Frame, PackBuilder};
+    use crate::format::pack::{Encoding, Entry, Frame, PackBuilder};
 
     fn pack(ids: &[u8]) -> PackInfo {
         let mut builder = PackBuilder::new(Kind::DataPack);

@@ -305,12 +305,12 @@ fn index_file(session: &Session, id: &str) -> Result<Value> {
 }
 
 fn indexed_pack_json(pack: &IndexedPack) -> Value {
-    let frames = pack.frames.iter().map(|frame| {
+    let frames = (0..).zip(&pack.frames).map(|(number, frame)| {
         json!({
             "stored_bytes": frame.stored_bytes,
             "plain_bytes": frame.plain_bytes,
             "encoding": encoding_word(frame.encoding),
-            "bases": ids(&frame.bases),
+            "bases": ids(pack.bases(number)),
         })
     });
     json!({

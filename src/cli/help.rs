@@ -231,13 +231,23 @@ dropped, and only the space of what was forgotten is reclaimed. Rules that would
 refused. Pinned snapshots stay. Data is deleted in two steps: a prune marks it, and a prune after the grace time \
 deletes it, unless something needs it by then.
 
+Packs of which little is needed are rewritten without the rest, worst first, until what stays unused is below \
+--max-unused, a share of what remains (0% to 100%) or a size; `unlimited` rewrites only small packs, to merge them. \
+--max-repack bounds the work of one run, in bytes of packs rewritten: a pack larger than what is left of it waits, and \
+0 rewrites nothing. --dry-run prints what would be kept, deleted, marked and rewritten, and the requests it takes, even \
+with --quiet.
+
 Times are in s, min, h, d, w, mo (30 d) and y (365 d).
 
 Examples:
   snapshot prune --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run
   snapshot prune --keep-within 30d --keep-tag release
   snapshot prune --source /srv/app --keep-last 3
-  snapshot prune --instant          on a full disk, when nothing else is running";
+  snapshot prune --instant          on a full disk, when nothing else is running
+
+With --json: snapshots with reasons, forgotten, packs_ and bytes_ deleted, condemned and repacked, bytes_rewritten, \
+bytes_unused_kept, over_budget, free_after, waiting_for, and plan: data and metadata (each with total, used, \
+partly_used, unused, young, condemned, delete, repack), index, requests.";
 
 pub const CHECK: &str = "\
 Without an option this looks at the structure: snapshots, directories, page maps, and whether all data they need is \

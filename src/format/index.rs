@@ -4,7 +4,8 @@
 //! header (48) | sealed table | sealed pack blocks … | sealed record blocks …
 //! table:   pack blocks n (4) | record blocks m (4) | n × sealed length (4) | m × (sealed length (4), first id (32))
 //! pack:    id (32) | file length (8) | the pack's header (48) | frames (4)
-//!          | per frame: stored (4) | plain (4) | encoding (1) | zero (1) | bases (2) | base ids (32 each)
+//!          | per frame: stored (4) | plain (4) | encoding (1) | partial (1) | bases (2) | base ids (32 each)
+//!          | if partial: present slots (32)
 //! record:  id (32) | pack (4) | frame (4) | offset in frame (3) | type (1) | length (4)       = 48 bytes, sorted by id
 //! ```
 //!
@@ -13,19 +14,22 @@
 
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
-use super::pack::{Encoding, Entry, PackInfo, belongs};
+use super::pack::{Encoding, Entry, PackInfo, belongs, take_partial, take_slots};
+use super::segment::SlotSet;
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, TAG_BYTES};
 use crate::error::{Error, Result};
 use crate::id::{BlobId, IndexId, PackId};
 
+/// Length of a record, in bytes.
+pub const RECORD_BYTES: u64 = 48;
 /// Records of 48 bytes in a block of about 64 KiB.
 const BLOCK_RECORDS: usize = 1365;
 /// A block of packs is closed at this size.
 const PACK_BLOCK_BYTES: usize = 64 << 10;
 
-/// A frame as the index describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A frame as the index describes it. There is one for each large blob: what few frames have stands in the pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexedFrame {
     /// Length in the file, tag included, in bytes.
     pub stored_bytes: u32,
@@ -33,8 +37,14 @@ pub struct IndexedFrame {
     pub plain_bytes: u32,
     /// How the body is encoded.
     pub encoding: Encoding,
-    /// Segments that are needed to decode this one.
-    pub bases: Box<[BlobId]>,
+}
+
+/// What only some segments have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Extra {
+    frame: u32,
+    bases: Box<[BlobId]>,
+    slots: Option<SlotSet>,
 }
 
 /// A pack as the index describes it: enough to open any frame without reading the pack's directory.
@@ -48,6 +58,44 @@ pub struct IndexedPack {
     pub file_bytes: u64,
     /// Its frames, in order.
     pub frames: Vec<IndexedFrame>,
+    /// In the order of the frames.
+    extras: Vec<Extra>,
+}
+
+impl IndexedPack {
+    fn extra(&self, frame: u32) -> Option<&Extra> {
+        let at = self.extras.binary_search_by_key(&frame, |e| e.frame).ok()?;
+        self.extras.get(at)
+    }
+
+    /// Segments that are needed to decode a frame.
+    pub fn bases(&self, frame: u32) -> &[BlobId] {
+        self.extra(frame).map_or(&[], |e| &e.bases)
+    }
+
+    /// Which slots of the segment in a frame are present, if some are not.
+    pub fn slots(&self, frame: u32) -> Option<&SlotSet> {
+        self.extra(frame).and_then(|e| e.slots.as_ref())
+    }
+
+    fn push(&mut self, frame: IndexedFrame, bases: &[BlobId], slots: Option<SlotSet>) {
+        if !bases.is_empty() || slots.is_some() {
+            self.extras.push(Extra { frame: self.frames.len() as u32, bases: bases.into(), slots });
+        }
+        self.frames.push(frame);
+    }
+
+    /// A pack as its directory describes it.
+    pub fn of(pack: &PackInfo) -> Self {
+        let PackInfo { id, header, file_bytes, .. } = *pack;
+        let frames = Vec::with_capacity(pack.frames.len());
+        let mut indexed = Self { id, header, file_bytes, frames, extras: Vec::new() };
+        for f in &pack.frames {
+            let (stored_bytes, plain_bytes, encoding) = (f.stored_bytes, f.plain_bytes, f.encoding);
+            indexed.push(IndexedFrame { stored_bytes, plain_bytes, encoding }, &f.bases, f.slots);
+        }
+        indexed
+    }
 }
 
 /// Where a blob is.
@@ -88,18 +136,7 @@ impl Index {
                 offset += plain_bytes;
             }
         }
-        let frames = pack.frames.iter().map(|f| IndexedFrame {
-            stored_bytes: f.stored_bytes,
-            plain_bytes: f.plain_bytes,
-            encoding: f.encoding,
-            bases: f.bases.clone().into(),
-        });
-        self.packs.push(IndexedPack {
-            id: pack.id,
-            header: pack.header,
-            file_bytes: pack.file_bytes,
-            frames: frames.collect(),
-        });
+        self.packs.push(IndexedPack::of(pack));
     }
 
     /// The bytes of the file, and its name.
@@ -180,6 +217,7 @@ impl Index {
                 index.packs.push(take_pack(&mut r).ok_or_else(nonsense)?);
             }
         }
+        index.records.reserve_exact(bytes.len() / RECORD_BYTES as usize);
         for (sealed_bytes, first) in record_blocks {
             let plain = block(sealed_bytes)?;
             let mut r = Reader(&plain);
@@ -213,12 +251,14 @@ fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
     out.extend_from_slice(&pack.file_bytes.to_le_bytes());
     out.extend_from_slice(&pack.header.to_bytes());
     out.extend_from_slice(&(pack.frames.len() as u32).to_le_bytes());
-    for f in &pack.frames {
+    for (number, f) in (0..).zip(&pack.frames) {
+        let (bases, slots) = (pack.bases(number), pack.slots(number));
         out.extend_from_slice(&f.stored_bytes.to_le_bytes());
         out.extend_from_slice(&f.plain_bytes.to_le_bytes());
-        out.extend_from_slice(&[f.encoding as u8, 0]);
-        out.extend_from_slice(&(f.bases.len() as u16).to_le_bytes());
-        f.bases.iter().for_each(|base| out.extend_from_slice(&base.0));
+        out.extend_from_slice(&[f.encoding as u8, u8::from(slots.is_some())]);
+        out.extend_from_slice(&(bases.len() as u16).to_le_bytes());
+        bases.iter().for_each(|base| out.extend_from_slice(&base.0));
+        slots.into_iter().for_each(|slots| out.extend_from_slice(&slots.to_bytes()));
     }
 }
 
@@ -227,13 +267,14 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
     let header = r.take(HEADER_BYTES)?;
     let header =
         Header::parse(header, Kind::DataPack, "").or_else(|_| Header::parse(header, Kind::MetadataPack, "")).ok()?;
-    let mut frames = Vec::new();
+    let mut pack = IndexedPack { id, header, file_bytes, frames: Vec::new(), extras: Vec::new() };
     let mut end = HEADER_BYTES as u64 + u64::from(header.first_bytes);
     for _ in 0..r.u32()? {
         let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
         let encoding = Encoding::from_u8(r.u8()?)?;
+        let partial = take_partial(r, encoding)?;
         let stored_fits = (TAG_BYTES..=2 * MAX_FRAME_BYTES).contains(&(stored_bytes as usize));
-        let sound = r.u8()? == 0 && plain_bytes as usize <= MAX_FRAME_BYTES && stored_fits;
+        let sound = plain_bytes as usize <= MAX_FRAME_BYTES && stored_fits;
         end += u64::from(stored_bytes);
         if !sound || end > file_bytes {
             return None;
@@ -242,9 +283,13 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
         if bases > 0 && encoding != Encoding::Segment {
             return None;
         }
-        frames.push(IndexedFrame { stored_bytes, plain_bytes, encoding, bases: r.ids(bases)?.into() });
+        let bases = r.ids(bases)?;
+        let slots = if partial { Some(take_slots(r)?) } else { None };
+        pack.push(IndexedFrame { stored_bytes, plain_bytes, encoding }, &bases, slots);
     }
-    (file_bytes <= MAX_PACK_BYTES).then_some(IndexedPack { id, header, file_bytes, frames })
+    // There are many packs, and each would keep room for as many frames again.
+    pack.frames.shrink_to_fit();
+    (file_bytes <= MAX_PACK_BYTES).then_some(pack)
 }
 
 fn record_bytes(r: &Record) -> [u8; 48] {

@@ -11,6 +11,7 @@
 
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
+use super::segment::{Encoded, SEGMENT_PAGES, SlotSet};
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES, MAX_PACK_DIRECTORY_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, Secret, TAG_BYTES};
 use crate::error::{Error, Result};
@@ -68,6 +69,8 @@ pub struct FrameInfo {
     pub entries: Vec<Entry>,
     /// Segments that are needed to decode this one.
     pub bases: Vec<BlobId>,
+    /// Which slots of a segment are present, if some are not.
+    pub slots: Option<SlotSet>,
 }
 
 /// A frame that was encoded and is not sealed yet: still readable, never stored like this.
@@ -153,7 +156,8 @@ impl PackBuilder {
 
     /// Adds a frame.
     pub fn push(&mut self, frame: Frame) {
-        self.directory_bytes += 16 + 40 * frame.entries.len() + 32 * frame.bases.len();
+        let ids = frame.bases.len() + usize::from(frame.slots().is_some());
+        self.directory_bytes += 16 + 40 * frame.entries.len() + 32 * ids;
         self.body_bytes += frame.body.len() + TAG_BYTES;
         self.frames.push(frame);
         let n = self.unpadded_bytes();
@@ -230,7 +234,14 @@ impl Frame {
             encoding: self.encoding,
             entries: self.entries.clone(),
             bases: self.bases.clone(),
+            slots: self.slots(),
         }
+    }
+
+    /// Which slots are present, if this is a segment that lacks some.
+    pub fn slots(&self) -> Option<SlotSet> {
+        let segment = (self.encoding == Encoding::Segment).then_some(&self.body)?;
+        Encoded::parse(segment).ok()?.partial()
     }
 }
 
@@ -241,11 +252,11 @@ fn put_directory(out: &mut Vec<u8>, frames: &[FrameInfo]) {
     }
 }
 
-/// Appends a frame's description: 16 bytes, 40 for each blob, 32 for each base.
+/// Appends a frame's description: 16 bytes, 40 for each blob, 32 for each base and for the slots of a partial segment.
 fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
     out.extend_from_slice(&frame.stored_bytes.to_le_bytes());
     out.extend_from_slice(&frame.plain_bytes.to_le_bytes());
-    out.extend_from_slice(&[frame.encoding as u8, 0]);
+    out.extend_from_slice(&[frame.encoding as u8, u8::from(frame.slots.is_some())]);
     out.extend_from_slice(&(frame.bases.len() as u16).to_le_bytes());
     out.extend_from_slice(&(frame.entries.len() as u32).to_le_bytes());
     for entry in &frame.entries {
@@ -255,6 +266,9 @@ fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
     }
     for base in &frame.bases {
         out.extend_from_slice(&base.0);
+    }
+    if let Some(slots) = frame.slots {
+        out.extend_from_slice(&slots.to_bytes());
     }
 }
 
@@ -268,7 +282,8 @@ fn take_frame(r: &mut Reader<'_>, pack: Kind) -> Option<FrameInfo> {
     let (stored_bytes, plain_bytes) = (r.u32()?, r.u32()?);
     let encoding = Encoding::from_u8(r.u8()?)?;
     let stored_fits = (TAG_BYTES..=2 * MAX_FRAME_BYTES).contains(&(stored_bytes as usize));
-    if r.u8()? != 0 || plain_bytes as usize > MAX_FRAME_BYTES || !stored_fits {
+    let partial = take_partial(r, encoding)?;
+    if plain_bytes as usize > MAX_FRAME_BYTES || !stored_fits {
         return None;
     }
     let (bases, entries) = (usize::from(r.u16()?), r.u32()? as usize);
@@ -300,7 +315,23 @@ fn take_frame(r: &mut Reader<'_>, pack: Kind) -> Option<FrameInfo> {
     if !fits || list.is_empty() {
         return None;
     }
-    Some(FrameInfo { stored_bytes, plain_bytes, encoding, entries: list, bases: r.ids(bases)? })
+    let bases = r.ids(bases)?;
+    let slots = if partial { Some(take_slots(r)?) } else { None };
+    Some(FrameInfo { stored_bytes, plain_bytes, encoding, entries: list, bases, slots })
+}
+
+/// Reads whether a frame is a segment that lacks some slots.
+pub(super) fn take_partial(r: &mut Reader<'_>, encoding: Encoding) -> Option<bool> {
+    match r.u8()? {
+        0 => Some(false),
+        1 if encoding == Encoding::Segment => Some(true),
+        _ => None,
+    }
+}
+
+/// Reads which slots of a segment are present.
+pub(super) fn take_slots(r: &mut Reader<'_>) -> Option<SlotSet> {
+    r.take(SEGMENT_PAGES / 8)?.try_into().ok().map(SlotSet::from_bytes)
 }
 
 /// How many bytes at the start of a pack hold header and directory, from its first [`HEADER_BYTES`].

@@ -30,9 +30,60 @@ impl SlotSet {
         self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
     }
 
+    /// Every slot that a segment can have.
+    pub const ALL: Self = Self([u64::MAX; SEGMENT_PAGES / 64]);
+
     /// Whether every slot of `other` is in this set.
     pub fn holds(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(all, some)| some & !all == 0)
+    }
+
+    /// Whether a slot is in this set.
+    pub fn has(&self, slot: u8) -> bool {
+        self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
+    }
+
+    /// How many slots there are.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds the slots of another set.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, more)| *word |= more);
+    }
+
+    /// Takes the slots of another set out.
+    pub fn remove(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, less)| *word &= !less);
+    }
+
+    /// The slots that are in both sets.
+    pub fn common(&self, other: &Self) -> Self {
+        let mut common = *self;
+        common.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= other);
+        common
+    }
+
+    /// As stored: bit i%8, from the least, of byte i/8 stands for slot i.
+    pub fn to_bytes(self) -> [u8; SEGMENT_PAGES / 8] {
+        let mut out = [0; SEGMENT_PAGES / 8];
+        out.chunks_exact_mut(8).zip(self.0).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_le_bytes()));
+        out
+    }
+
+    /// Reads what [`SlotSet::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8; SEGMENT_PAGES / 8]) -> Self {
+        let mut set = Self::default();
+        for (word, bytes) in set.0.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        set
     }
 }
 
@@ -161,6 +212,14 @@ impl<'a> Encoded<'a> {
         Some(Self { page_bytes, absent, bases, method, stored: r.0 })
     }
 
+    /// The slots that are present, if some are not.
+    pub fn partial(&self) -> Option<SlotSet> {
+        let mut set = SlotSet::default();
+        let slots = (0..=u8::MAX).zip(&self.absent);
+        slots.filter(|(_, absent)| absent.is_none()).for_each(|(slot, _)| set.insert(slot));
+        (self.present() < self.absent.len()).then_some(set)
+    }
+
     /// How many slots are present.
     pub fn present(&self) -> usize {
         self.absent.iter().filter(|a| a.is_none()).count()
@@ -216,13 +275,12 @@ impl Decoded {
         self.plain.get(start..start + self.page_bytes)
     }
 
-    /// The pages in `count` slots from `slot` on, one after the other; `None` unless all are there.
+    /// The pages in `count` slots from `slot` on, one after the other; `None` unless all are there and lie in a row.
     pub fn pages(&self, slot: usize, count: usize) -> Option<&[u8]> {
         let starts = self.starts.get(slot..slot.checked_add(count)?)?;
-        // Present slots lie next to each other, in slot order.
         let start = (*starts.first()?)?;
-        let all_there = starts.iter().all(Option::is_some);
-        self.plain.get(start..start + count * self.page_bytes).filter(|_| all_there)
+        let in_a_row = starts.iter().zip(0..).all(|(at, n)| *at == Some(start + n * self.page_bytes));
+        self.plain.get(start..start + count * self.page_bytes).filter(|_| in_a_row)
     }
 
     /// The page in a slot, if it has the hash that is asked for.
@@ -240,6 +298,27 @@ impl Decoded {
         let mut set = SlotSet::default();
         (0..=u8::MAX).filter(|slot| self.page(usize::from(*slot)).is_some()).for_each(|slot| set.insert(slot));
         set
+    }
+
+    /// Takes over pages that another copy of the same segment has and this one lacks.
+    pub fn fill_from(&mut self, other: &Self) {
+        for slot in 0..self.starts.len() {
+            if self.page(slot).is_none()
+                && let Some(page) = other.page(slot)
+            {
+                self.starts[slot] = Some(self.plain.len());
+                self.plain.extend_from_slice(page);
+            }
+        }
+    }
+
+    /// The segment with no other pages than those in the given slots, encoded in full.
+    pub fn encode_only(&self, slots: &SlotSet, level: i32) -> (u32, Vec<u8>) {
+        let keep = |slot: usize| u8::try_from(slot).is_ok_and(|slot| slots.has(slot));
+        let page = |slot| self.page(slot).filter(|_| keep(slot)).map(<[u8]>::to_vec);
+        let segment = Segment { page_bytes: self.page_bytes as u32, pages: (0..self.starts.len()).map(page).collect() };
+        let plain_bytes = segment.pages.iter().flatten().map(Vec::len).sum::<usize>() as u32;
+        (plain_bytes, encode_partial(&segment, &self.hashes, level))
     }
 
     /// Decoded bytes held.

@@ -119,8 +119,10 @@ fn check_complete(repo: &Repository, named: &Named, packs: &HashSet<PackId>, rep
         e => e,
     })?;
     let index = repo.index();
-    let is_there = |id| index.places(id).filter_map(|p| index.frame(p)).any(|(pack, _)| packs.contains(&pack.id));
-    match reach.needed().iter().find(|id| !is_there(*id)) {
+    let needs = reach.needs();
+    let is_there = |p| index.frame(p).is_some_and(|(pack, _)| packs.contains(&pack.id));
+    let lost = needs.iter().find(|at| !needs.are_met_at(&index, *at, is_there));
+    match lost.and_then(|at| index.id_at(at)) {
         Some(lost) => Err(gone(named, &format!("the pack that holds blob {lost} is missing"))),
         None => Ok(()),
     }

@@ -250,7 +250,7 @@ fn walk(
             }
         };
         let index = repo.index();
-        for id in added.blobs {
+        for id in added.new_blobs().filter_map(|position| index.id_at(position)) {
             unique += weigh(&index, &id);
             // Another source may have it already, with a lower number.
             spans.entry(id).or_insert((number, number));
@@ -262,11 +262,14 @@ fn walk(
     for (number, named) in (number..).zip(snapshots).collect::<Vec<_>>().into_iter().rev() {
         // What can't be read was told above.
         match backward.add(repo, [named.snapshot.tree], reporter) {
-            Ok(added) => added.blobs.iter().for_each(|id| {
-                if let Some(span) = spans.get_mut(id) {
-                    span.1 = span.1.max(number);
+            Ok(added) => {
+                let index = repo.index();
+                for id in added.new_blobs().filter_map(|position| index.id_at(position)) {
+                    if let Some(span) = spans.get_mut(&id) {
+                        span.1 = span.1.max(number);
+                    }
                 }
-            }),
+            }
             Err(e @ Error::Interrupted) => return Err(e),
             Err(_) => {}
         }
@@ -355,10 +358,11 @@ pub fn one(repo: &Repository, selected: &Selected, reporter: &Reporter) -> Resul
         }
     }
     let index = repo.index();
-    for id in &needed {
-        let weight = weigh(&index, id);
+    for position in needed.iter() {
+        let Some(id) = index.id_at(position) else { continue };
+        let weight = weigh(&index, &id);
         out.unique += weight;
-        if !others.needed().contains(id) {
+        if !others.needs().has(position) {
             out.alone += weight;
         }
     }

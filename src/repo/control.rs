@@ -229,13 +229,13 @@ impl Repository {
     /// Whether every pack that a snapshot needs is in the store.
     fn is_whole(&self, path: &str) -> Result<bool> {
         let tree = self.read_snapshot_at(path)?.snapshot.tree;
-        let Ok(needed) = self.reachable([tree], &Reporter::silent()) else { return Ok(false) };
+        let Ok(needs) = self.reachable([tree], &Reporter::silent()) else { return Ok(false) };
         let mut listed = self.backend.list(layout::DATA_PACKS)?;
         listed.extend(self.backend.list(layout::METADATA_PACKS)?);
         let there: HashSet<PackId> = listed.iter().filter_map(|l| Some(layout::parse_pack(&l.path)?.1)).collect();
         let index = self.index();
         let is_there = |place: Place| index.packs().get(place.pack as usize).is_some_and(|p| there.contains(&p.id));
-        Ok(needed.iter().all(|id| index.places(id).any(is_there)))
+        Ok(needs.iter().all(|at| needs.are_met_at(&index, at, is_there)))
     }
 
     /// Writes key slots, snapshots or tombs in which one bit has flipped anew, as their names say that they were, and

@@ -1,14 +1,16 @@
 //! Copying blobs out of packs that are to be condemned: a frame whole where all of it is needed, else what is needed
-//! of it. Every blob is verified on the way, so that damage is found here and not carried on.
+//! of it, and a segment without the pages that nobody needs. Every blob is verified on the way, so that damage is found
+//! here and not carried on.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{FrameReader, Gather, Repository, Writer, encode_frame};
+use super::{FrameReader, Gather, Needs, Repository, Writer, encode_frame};
 use crate::crypto::BlobType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::segment::{Decoded, SlotSet};
 use crate::id::{BlobId, PackId};
 use crate::index::Place;
 use crate::report::Reporter;
@@ -21,22 +23,35 @@ const BATCH_FRAMES: usize = 8;
 /// Blobs of this size get a frame of their own when their frame is taken apart, in bytes.
 const SINGLE_BYTES: usize = 64 << 10;
 
+/// What is to be copied of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The blob.
+    pub id: BlobId,
+    /// From where.
+    pub place: Place,
+    /// Only these slots of a segment.
+    pub slots: Option<Box<SlotSet>>,
+}
+
 /// Something to store again.
 pub(super) enum Moved {
     Frame(Frame),
     Small(BlobId, BlobType, Vec<u8>),
 }
 
-/// Stores the given blobs, sorted by place, in new packs, and an index of these.
+/// Stores the given blobs, sorted by place, in new packs, and an index of these. Returns the length of all of them, in
+/// bytes.
 ///
 /// # Errors
-/// [`crate::error::Error::Corrupt`] for a blob that is damaged; storage errors. What was stored until then does no harm.
-pub fn copy(repo: &Arc<Repository>, blobs: &[(BlobId, Place)], reporter: &Reporter) -> Result<()> {
-    if blobs.is_empty() {
-        return Ok(());
+/// [`Error::Corrupt`] for a blob that is damaged; storage errors. What was stored until then does no harm.
+pub fn copy(repo: &Arc<Repository>, pieces: &[Piece], reporter: &Reporter) -> Result<u64> {
+    if pieces.is_empty() {
+        return Ok(0);
     }
     let mut mover = Mover::new(repo);
-    let frames: Vec<_> = blobs.chunk_by(|(_, a), (_, b)| (a.pack, a.frame) == (b.pack, b.frame)).collect();
+    let same_frame = |a: &Piece, b: &Piece| (a.place.pack, a.place.frame) == (b.place.pack, b.place.frame);
+    let frames: Vec<_> = pieces.chunk_by(same_frame).collect();
     for batch in frames.chunks(BATCH_FRAMES) {
         reporter.check_interrupt()?;
         let moved: Vec<Vec<Moved>> = batch.par_iter().map(|live| read(repo, live)).collect::<Result<_>>()?;
@@ -75,27 +90,45 @@ impl Mover {
         }
     }
 
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Returns the length of what was stored, in bytes.
+    pub(super) fn finish(mut self) -> Result<u64> {
         for mut gather in [self.data, self.metadata] {
             gather.take(LEVEL).map_or(Ok(()), |frame| self.writer.put_frame(frame))?;
         }
-        self.writer.finish().map(drop)
+        Ok(self.writer.finish()?.stored_bytes)
     }
 }
 
 /// Reads and verifies those blobs of one frame that are needed.
-fn read(repo: &Repository, live: &[(BlobId, Place)]) -> Result<Vec<Moved>> {
-    let Some((first, place)) = live.first() else { return Ok(Vec::new()) };
+fn read(repo: &Repository, live: &[Piece]) -> Result<Vec<Moved>> {
+    let Some(Piece { id: first, place, slots }) = live.first() else { return Ok(Vec::new()) };
     let reader = repo.frame_reader(*place)?;
     let (offset, len) = reader.range();
     let body = reader.open(repo, repo.backend().get_range(reader.path(), offset, len)?)?;
+    let blobs: Vec<_> = live.iter().map(|p| (p.id, p.place)).collect();
     if reader.encoding() == Encoding::Segment {
-        repo.decode_segment(first, &reader, &body, 0)?;
-        return Ok(vec![Moved::Frame(whole(&reader, live, body))]);
+        let decoded = repo.decode_segment(first, &reader, &body, 0)?;
+        let told = repo.index().slots(*place).copied().unwrap_or(SlotSet::ALL);
+        let wanted = slots.as_deref().unwrap_or(&SlotSet::ALL).common(&told);
+        if !decoded.is_whole() && !decoded.present().holds(&wanted) {
+            let why = "it lacks pages that it has by the index";
+            return Err(Error::corrupt(format!("segment {first}"), why));
+        }
+        let slots = slots.as_deref().filter(|slots| !slots.holds(&decoded.present()));
+        let frame =
+            slots.map_or_else(|| whole(&reader, &blobs, body), |slots| without_others(*first, &decoded, slots));
+        return Ok(vec![Moved::Frame(frame)]);
     }
     let plain = reader.decode(body.clone())?;
-    live.iter().try_for_each(|(id, p)| repo.verify(id, *p, &plain).map(drop))?;
-    Ok(take_apart(repo, &reader, live, body, &plain))
+    blobs.iter().try_for_each(|(id, p)| repo.verify(id, *p, &plain).map(drop))?;
+    Ok(take_apart(repo, &reader, &blobs, body, &plain))
+}
+
+/// A segment with only some of its pages. It leans on no other any more.
+fn without_others(id: BlobId, segment: &Decoded, slots: &SlotSet) -> Frame {
+    let (plain_bytes, body) = segment.encode_only(slots, LEVEL);
+    let entries = vec![Entry { id, kind: BlobType::Segment, plain_bytes }];
+    Frame { encoding: Encoding::Segment, plain_bytes, entries, bases: Vec::new(), body }
 }
 
 /// A frame as it is.
@@ -151,13 +184,33 @@ impl Repository {
             return Ok(());
         }
         self.with_index(|index| index.condemn(news));
-        let needed = self.reachable([tree], reporter)?;
-        let mut lost: Vec<(BlobId, Place)> = {
-            let index = self.index();
-            let unusable = needed.into_iter().filter(|id| !index.is_usable(id));
-            unusable.filter_map(|id| Some((id, index.find(&id)?))).collect()
-        };
-        lost.sort_by_key(|(_, place)| *place);
-        copy(self, &lost, reporter)
+        let needs = self.reachable([tree], reporter)?;
+        let lost = self.unreliable(&needs);
+        copy(self, &lost, reporter).map(drop)
+    }
+
+    /// What is needed and can't be relied on, since condemned packs alone have it: of a segment, the slots that no
+    /// other pack has, from as many places as it takes. Sorted by place.
+    fn unreliable(&self, needs: &Needs) -> Vec<Piece> {
+        let index = self.index();
+        let condemned = |p: Place| index.packs().get(p.pack as usize).is_some_and(|pack| index.is_condemned(&pack.id));
+        let mut lost = Vec::new();
+        for position in needs.iter() {
+            if needs.are_met_at(&index, position, |p| !condemned(p)) {
+                continue;
+            }
+            let Some(id) = index.id_at(position) else { continue };
+            let mut missing = needs.slots(position).copied().unwrap_or(SlotSet::ALL);
+            for place in index.places(&id) {
+                let slots = index.slots(place).copied().unwrap_or(SlotSet::ALL).common(&missing);
+                if !slots.is_empty() {
+                    let slots = (place.kind == BlobType::Segment).then(|| Box::new(slots));
+                    lost.extend(condemned(place).then_some(Piece { id, place, slots }));
+                    missing.remove(&index.slots(place).copied().unwrap_or(SlotSet::ALL));
+                }
+            }
+        }
+        lost.sort_by_key(|piece| piece.place);
+        lost
     }
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::Repository;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, PageRef, Root};
+use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 use crate::report::Reporter;
 
@@ -54,7 +55,9 @@ impl Repository {
 
     /// Writes the pages that one segment holds, neighbours in one go.
     fn write_pages(&self, segment: &BlobId, pages: &[(u64, PageRef)], page_bytes: u64, file: &File) -> Result<()> {
-        let decoded = self.read_segment(segment)?;
+        let mut wanted = SlotSet::default();
+        pages.iter().for_each(|(_, at)| wanted.insert(at.slot));
+        let decoded = self.read_slots(segment, &wanted)?;
         let mut run = Vec::new();
         for (i, (page, at)) in pages.iter().enumerate() {
             let slot = usize::from(at.slot);

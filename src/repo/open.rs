@@ -13,21 +13,39 @@ use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
 use crate::format::header::{HEADER_BYTES, Kind};
-use crate::format::index::Index;
+use crate::format::index::{Index, RECORD_BYTES};
 use crate::format::keyslot::Unlock;
 use crate::format::pack::{PackInfo, open_directory, prefix_bytes};
 use crate::format::{MAX_CONFIG_BYTES, MAX_INDEX_BYTES};
-use crate::index::BlobIndex;
+use crate::index::{BlobIndex, Builder};
 use crate::report::{Problem, Reporter, Severity};
 
 /// Which index files are in memory.
 #[derive(Debug)]
 pub struct LoadedIndex {
-    /// Their paths in the repository.
-    pub files: Vec<String>,
+    /// The files.
+    pub files: Vec<IndexFile>,
     /// Whether these were all that were listed.
     pub complete: bool,
 }
+
+/// An index file that is in memory.
+#[derive(Debug, Clone)]
+pub struct IndexFile {
+    /// Its path in the repository.
+    pub path: String,
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// How many blobs it describes.
+    pub blobs: u64,
+    /// Which packs came with it, by their numbers in the index in memory.
+    pub packs: std::ops::Range<u32>,
+    /// Whether it describes other packs, too, which came with another file.
+    pub overlaps: bool,
+}
+
+/// Index files opened at a time; a large one takes some 30 MB meanwhile.
+const INDEX_FILES_AT_ONCE: usize = 2;
 
 /// Read in one go where a pack's directory is wanted: enough for most.
 const DIRECTORY_GUESS_BYTES: u64 = 16 << 10;
@@ -173,30 +191,36 @@ impl Repository {
     /// When the store can't be listed.
     pub fn load_index_files(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<LoadedIndex> {
         let listed = self.backend.list(layout::INDEX)?;
-        let opened: Vec<_> = listed.par_iter().map(|l| self.open_index(&l.path)).collect();
-        let mut index = BlobIndex::default();
+        // What is there already would be held beside what replaces it.
+        self.replace_index(BlobIndex::default());
+        let mut index = Builder::new((listed.iter().map(|l| l.bytes).sum::<u64>() / RECORD_BYTES) as usize);
         let mut loaded = LoadedIndex { files: Vec::new(), complete: true };
-        for (listed, opened) in listed.into_iter().zip(opened) {
-            match opened {
-                Ok(part) => {
-                    index.add(part);
-                    loaded.files.push(listed.path);
-                }
-                // A prune may have replaced it since it was listed.
-                Err(Error::Missing { .. }) => loaded.complete = false,
-                Err(e) => {
-                    loaded.complete = false;
-                    reporter.problem(Problem {
-                        severity: Severity::Note,
-                        what: listed.path,
-                        why: format!("{e}; packs are read instead, which is slower"),
-                        hint: Some("run `snapshot repair index`".into()),
-                    });
+        for some in listed.chunks(INDEX_FILES_AT_ONCE) {
+            let opened: Vec<_> = some.par_iter().map(|l| self.open_index(&l.path)).collect();
+            for (listed, opened) in some.iter().zip(opened) {
+                match opened {
+                    Ok(part) => {
+                        let (blobs, described) = (part.records.len() as u64, part.packs.len());
+                        let packs = index.add(part);
+                        let overlaps = packs.len() < described;
+                        let (path, bytes) = (listed.path.clone(), listed.bytes);
+                        loaded.files.push(IndexFile { path, bytes, blobs, packs, overlaps });
+                    }
+                    // A prune may have replaced it since it was listed.
+                    Err(Error::Missing { .. }) => loaded.complete = false,
+                    Err(e) => {
+                        loaded.complete = false;
+                        reporter.problem(Problem {
+                            severity: Severity::Note,
+                            what: listed.path.clone(),
+                            why: format!("{e}; packs are read instead, which is slower"),
+                            hint: Some("run `snapshot repair index`".into()),
+                        });
+                    }
                 }
             }
         }
-        index.condemn(condemned.iter().flat_map(|c| c.record.packs.iter().copied()));
-        self.replace_index(index);
+        self.replace_index(index.finish(condemned.iter().flat_map(|c| c.record.packs.iter().copied())));
         Ok(loaded)
     }
 
@@ -220,7 +244,9 @@ impl Repository {
     pub fn adopt_packs(&self, reporter: &Reporter) -> Result<Vec<PackInfo>> {
         let (adopted, unreadable) = self.open_undescribed()?;
         unreadable.into_iter().for_each(|lost| reporter.warn(Severity::Note, lost.path, lost.error));
-        self.with_index(|index| adopted.iter().for_each(|pack| index.add_pack(pack)));
+        let mut part = Index::default();
+        adopted.iter().for_each(|pack| part.add(pack));
+        self.with_index(|index| index.add(part));
         Ok(adopted)
     }
 

@@ -7,6 +7,7 @@ use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pagemap::{PageRef, StoredLeaf};
+use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 
 const WRONG_DEPTH: &str = "its depth is not that of a leaf which is patched here";
@@ -88,11 +89,14 @@ impl Repository {
             let Ok(chain) = self.leaf_chain(id) else { return false };
             let Ok(leaf) = self.read_leaf(id) else { return false };
             let index = self.index();
+            // Neighbours mostly lie in the same segment.
             let mut last = None;
             chain.iter().all(|id| index.is_usable(id))
                 && leaf.pages.iter().all(|page| {
-                    let known = last.replace(page.segment) == Some(page.segment);
-                    known || index.is_usable(&page.segment)
+                    let known = last.filter(|(id, _)| *id == page.segment).map(|(_, slots)| slots);
+                    let slots = known.unwrap_or_else(|| index.usable_slots(&page.segment));
+                    last = Some((page.segment, slots));
+                    slots.has(page.slot)
                 })
         };
         usable(root) && leaves.iter().all(leaf_is_usable)
@@ -104,15 +108,16 @@ struct Patch {
     parent: Option<BlobId>,
     depth: u32,
     pages: usize,
-    changes: Vec<(u16, u32)>,
+    /// Page, slot, segment.
+    changes: Vec<(u16, u8, u32)>,
 }
 
 /// What a group of leaves needs.
 pub(super) struct Family {
     /// The stored leaves, patched ones included.
     pub(super) leaves: HashSet<BlobId>,
-    /// The segments that the pages lie in.
-    pub(super) segments: Vec<BlobId>,
+    /// The segments that the pages lie in, and in which slots.
+    pub(super) segments: Vec<(BlobId, SlotSet)>,
 }
 
 /// Reads versions of one place in page maps, each stored leaf once, and finds which segments their pages lie in: a
@@ -128,32 +133,28 @@ pub(super) fn read_family(repo: &Repository, wanted: &[BlobId]) -> Result<Family
         {
             let bytes = repo.read_blob(&id, BlobType::Map)?;
             let (leaf, changes) = StoredLeaf::decode(&bytes).map_err(|why| bad_leaf(&id, why))?;
-            let number = |segment: BlobId| {
+            let mut number = |segment: BlobId| {
                 *numbers.entry(segment).or_insert_with(|| {
                     segments.push(segment);
                     segments.len() as u32 - 1
                 })
             };
-            let changes = changes
-                .iter()
-                .map(|(page, _)| *page)
-                .zip(changes.iter().map(|(_, at)| at.segment).map(number))
-                .collect();
+            let changes = changes.iter().map(|(page, at)| (*page, at.slot, number(at.segment))).collect();
             next = leaf.parent;
             stored.insert(id, Patch { parent: leaf.parent, depth: leaf.depth, pages: leaf.pages as usize, changes });
         }
     }
-    let mut used = vec![false; segments.len()];
+    let mut used = vec![SlotSet::default(); segments.len()];
     for leaf in wanted {
         mark_pages(leaf, &stored, &mut used)?;
     }
-    let segments = segments.into_iter().zip(used).filter_map(|(id, used)| used.then_some(id)).collect();
+    let segments = segments.into_iter().zip(used).filter(|(_, slots)| !slots.is_empty()).collect();
     Ok(Family { leaves: stored.into_keys().collect(), segments })
 }
 
-/// Applies a leaf's patches and marks the segments that its pages lie in.
-fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [bool]) -> Result<()> {
-    const NOWHERE: u32 = u32::MAX;
+/// Applies a leaf's patches and marks the slots of segments that its pages lie in.
+fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [SlotSet]) -> Result<()> {
+    const NOWHERE: (u8, u32) = (0, u32::MAX);
     let mut chain = Vec::new();
     let mut next = Some(*leaf);
     while let Some(patch) = next.and_then(|id| stored.get(&id)) {
@@ -166,18 +167,18 @@ fn mark_pages(leaf: &BlobId, stored: &HashMap<BlobId, Patch>, used: &mut [bool])
         chain.push(patch);
         next = patch.parent;
     }
-    let mut pages: Vec<u32> = Vec::new();
+    let mut pages: Vec<(u8, u32)> = Vec::new();
     for patch in chain.iter().rev() {
         pages.resize(patch.pages, NOWHERE);
-        for (page, segment) in &patch.changes {
+        for (page, slot, segment) in &patch.changes {
             if let Some(entry) = pages.get_mut(usize::from(*page)) {
-                *entry = *segment;
+                *entry = (*slot, *segment);
             }
         }
     }
-    for segment in pages {
-        let entry = used.get_mut(segment as usize).ok_or_else(|| bad_leaf(leaf, "a page of it is nowhere"))?;
-        *entry = true;
+    for (slot, segment) in pages {
+        let slots = used.get_mut(segment as usize).ok_or_else(|| bad_leaf(leaf, "a page of it is nowhere"))?;
+        slots.insert(slot);
     }
     Ok(())
 }

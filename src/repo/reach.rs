@@ -8,24 +8,36 @@ use std::collections::{BTreeMap, HashSet};
 use rayon::prelude::*;
 
 use super::Repository;
+use super::needs::{Needs, Undo};
 use super::pages::{Family, read_family};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{FAN_OUT, Inner, Root};
+use crate::format::segment::SlotSet;
 use crate::format::tree::{Tree, split_ids};
 use crate::id::BlobId;
-use crate::index::BlobIndex;
+use crate::index::{BlobIndex, Place};
 use crate::report::Reporter;
 
-/// How a metadata blob is to be read. `lane` numbers the position in a map, so that versions of one leaf meet.
+/// Places in page maps whose versions are read at a time; what they refer to is held until all of them are.
+const LANES_AT_ONCE: usize = 64;
+
+/// How a metadata blob is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Role {
     Tree,
     Part,
     List { level: u8 },
     Map,
-    Inner { height: u8, lane: u64 },
-    Leaf { lane: u64 },
+    Inner { height: u8, lane: Lane },
+    Leaf { lane: Lane },
+}
+
+/// A position in maps of one page size, so that versions of one leaf meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Lane {
+    page_bytes: u32,
+    number: u64,
 }
 
 /// What a metadata blob refers to.
@@ -35,31 +47,44 @@ struct Found {
     chunks: Vec<BlobId>,
 }
 
-/// A set of blobs that is closed: with a blob it holds everything that is needed to make use of it.
+/// What snapshots need: a set that is closed. With a blob it holds everything that is needed to make use of it; of a
+/// segment it holds the slots that pages lie in.
 #[derive(Default)]
 pub struct Reach {
-    needed: HashSet<BlobId>,
-    read: HashSet<(BlobId, Role)>,
+    needs: Needs,
+    read: HashSet<(u32, Role)>,
 }
 
 /// What one call of [`Reach::add`] added.
 #[derive(Default)]
 pub struct Added {
-    /// The blobs, each once.
-    pub blobs: Vec<BlobId>,
-    read: Vec<(BlobId, Role)>,
+    undo: Undo,
+    read: Vec<(u32, Role)>,
+}
+
+impl Added {
+    /// The blobs of which nothing was needed before, by their positions in the index.
+    pub fn new_blobs(&self) -> impl Iterator<Item = u32> {
+        Needs::new_ones(&self.undo)
+    }
+
+    /// The blobs of which something was added, by their positions in the index.
+    pub fn touched(&self) -> impl Iterator<Item = u32> {
+        Needs::touched(&self.undo)
+    }
 }
 
 impl Reach {
-    /// The blobs.
-    pub fn needed(&self) -> &HashSet<BlobId> {
-        &self.needed
+    /// What is needed.
+    pub fn needs(&self) -> &Needs {
+        &self.needs
     }
 
     /// Adds everything that the given root directories need. After an error the set is what it was before.
     ///
     /// # Errors
-    /// [`Error::Missing`] or [`Error::Corrupt`] for the first blob that can't be read or isn't in the index.
+    /// [`Error::Missing`] or [`Error::Corrupt`] for the first blob that can't be read or isn't in the index;
+    /// [`Error::Refused`] if the index changed since the last call.
     pub fn add(
         &mut self,
         repo: &Repository,
@@ -67,14 +92,24 @@ impl Reach {
         reporter: &Reporter,
     ) -> Result<Added> {
         let roots: Vec<_> = trees.into_iter().map(|id| (id, Role::Tree)).collect();
-        match self.try_add(repo, roots.clone(), reporter) {
+        let version = repo.index().version();
+        let done = self.try_add(repo, roots.clone(), reporter);
+        if let Err(Error::Missing { .. }) = &done {
             // Chunks and segments are only looked up: whether a pack that no index file knows has them is seen here.
-            Err(Error::Missing { .. }) if repo.adopt_strays() => self.try_add(repo, roots, reporter),
-            done => done,
+            repo.adopt_strays();
         }
+        if repo.index().version() == version {
+            return done;
+        }
+        // Such packs were found on the way, and all positions are others.
+        if let Ok(added) = done {
+            self.remove(&added);
+        }
+        self.try_add(repo, roots, reporter)
     }
 
     fn try_add(&mut self, repo: &Repository, roots: Vec<(BlobId, Role)>, reporter: &Reporter) -> Result<Added> {
+        self.needs.check(&repo.index())?;
         let mut added = Added::default();
         match self.walk(repo, roots, reporter, &mut added) {
             Ok(()) => Ok(added),
@@ -87,9 +122,7 @@ impl Reach {
 
     /// Takes back the last call of [`Reach::add`].
     pub fn remove(&mut self, added: &Added) {
-        for id in &added.blobs {
-            self.needed.remove(id);
-        }
+        self.needs.remove(&added.undo);
         for item in &added.read {
             self.read.remove(item);
         }
@@ -102,38 +135,34 @@ impl Reach {
         reporter: &Reporter,
         added: &mut Added,
     ) -> Result<()> {
-        let mut lanes: BTreeMap<u64, Vec<BlobId>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Lane, Vec<BlobId>> = BTreeMap::new();
         while !frontier.is_empty() {
             reporter.check_interrupt()?;
-            frontier.retain(|item| {
-                let new = self.read.insert(*item);
-                if new {
-                    added.read.push(*item);
-                }
-                new
-            });
-            let mut nodes = Vec::with_capacity(frontier.len());
-            for (id, role) in frontier {
-                match role {
-                    Role::Leaf { lane } => lanes.entry(lane).or_default().push(id),
-                    _ => nodes.push((id, role)),
-                }
-            }
+            let mut nodes = Vec::new();
             {
-                // In the order in which they lie in the packs: neighbours share a frame, which is opened once.
                 let index = repo.index();
+                for (id, role) in frontier {
+                    if !self.is_new(&index, &id, role, added)? {
+                        continue;
+                    }
+                    match role {
+                        Role::Leaf { lane } => lanes.entry(lane).or_default().push(id),
+                        _ => nodes.push((id, role)),
+                    }
+                }
+                // In the order in which they lie in the packs: neighbours share a frame, which is opened once.
                 nodes.sort_by_cached_key(|(id, _)| index.find(id));
             }
             let found: Vec<Found> =
                 nodes.par_iter().map(|(id, role)| expand(repo, id, *role)).collect::<Result<_>>()?;
             let index = repo.index();
             for (id, role) in &nodes {
-                self.need(&index, *id, role.kind(), added)?;
+                self.needs.need(&index, id, role.kind(), &mut added.undo)?;
             }
             frontier = Vec::new();
             for found in found {
                 for chunk in found.chunks {
-                    self.need(&index, chunk, BlobType::Chunk, added)?;
+                    self.needs.need(&index, &chunk, BlobType::Chunk, &mut added.undo)?;
                 }
                 frontier.extend(found.nodes);
             }
@@ -141,59 +170,73 @@ impl Reach {
         self.walk_leaves(repo, lanes, reporter, added)
     }
 
+    /// Whether a metadata blob has not been read in this role.
+    fn is_new(&mut self, index: &BlobIndex, id: &BlobId, role: Role, added: &mut Added) -> Result<bool> {
+        let position = index.position(id).ok_or_else(|| Error::Missing { what: format!("blob {id}") })?;
+        let new = self.read.insert((position, role));
+        if new {
+            added.read.push((position, role));
+        }
+        Ok(new)
+    }
+
     fn walk_leaves(
         &mut self,
         repo: &Repository,
-        lanes: BTreeMap<u64, Vec<BlobId>>,
+        lanes: BTreeMap<Lane, Vec<BlobId>>,
         reporter: &Reporter,
         added: &mut Added,
     ) -> Result<()> {
-        let lanes: Vec<_> = lanes.into_values().collect();
-        let families: Vec<Family> = lanes
-            .par_iter()
-            .map(|leaves| reporter.check_interrupt().and_then(|()| read_family(repo, leaves)))
-            .collect::<Result<_>>()?;
-        let index = repo.index();
-        for family in families {
-            for leaf in family.leaves {
-                self.need(&index, leaf, BlobType::Map, added)?;
-            }
-            for segment in family.segments {
-                self.need_segment(&index, segment, added)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds one blob; whether it is new.
-    fn need(&mut self, index: &BlobIndex, id: BlobId, kind: BlobType, added: &mut Added) -> Result<bool> {
-        if !self.needed.insert(id) {
-            return Ok(false);
-        }
-        added.blobs.push(id);
-        if index.places(&id).any(|place| place.kind == kind) {
-            Ok(true)
-        } else {
-            Err(Error::Missing { what: format!("blob {id}") })
-        }
-    }
-
-    /// Adds a segment and, transitively, those that it leans on. Where it lies in packs that are not condemned, only
-    /// those places count.
-    fn need_segment(&mut self, index: &BlobIndex, id: BlobId, added: &mut Added) -> Result<()> {
-        let mut waiting = vec![id];
-        while let Some(id) = waiting.pop() {
-            if !self.need(index, id, BlobType::Segment, added)? {
-                continue;
-            }
-            let usable = index.is_usable(&id);
-            for (pack, frame) in index.places(&id).filter_map(|place| index.frame(place)) {
-                if !usable || !index.is_condemned(&pack.id) {
-                    waiting.extend(frame.bases.iter().copied());
+        let lanes: Vec<_> = lanes.into_iter().collect();
+        for some in lanes.chunks(LANES_AT_ONCE) {
+            let families: Vec<Family> = some
+                .par_iter()
+                .map(|(_, leaves)| reporter.check_interrupt().and_then(|()| read_family(repo, leaves)))
+                .collect::<Result<_>>()?;
+            let index = repo.index();
+            for (family, (lane, _)) in families.iter().zip(some) {
+                for leaf in &family.leaves {
+                    self.needs.need(&index, leaf, BlobType::Map, &mut added.undo)?;
+                }
+                for (segment, slots) in &family.segments {
+                    self.need_slots(&index, (segment, slots), lane.page_bytes, added)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Adds slots of a segment and, transitively, all of those that it leans on.
+    fn need_slots(
+        &mut self,
+        index: &BlobIndex,
+        segment: (&BlobId, &SlotSet),
+        page_bytes: u32,
+        added: &mut Added,
+    ) -> Result<()> {
+        if !self.needs.need_slots(index, segment, page_bytes, &mut added.undo)? {
+            return Ok(());
+        }
+        let mut waiting = self.bases(index, segment.0);
+        while let Some(id) = waiting.pop() {
+            if self.needs.need(index, &id, BlobType::Segment, &mut added.undo)? {
+                waiting.extend(self.bases(index, &id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments that a needed segment leans on. Where packs that are not condemned have all that is needed of it,
+    /// only these count.
+    fn bases(&self, index: &BlobIndex, id: &BlobId) -> Vec<BlobId> {
+        let leans = |p: &Place| index.frame(*p).is_some_and(|(pack, _)| !pack.bases(p.frame).is_empty());
+        let Some(position) = index.position(id).filter(|at| index.places_at(*at).any(|p| leans(&p))) else {
+            return Vec::new();
+        };
+        let stays = |p: Place| index.frame(p).is_some_and(|(pack, _)| !index.is_condemned(&pack.id));
+        let enough = self.needs.are_met_at(index, position, stays);
+        let places = index.places_at(position).filter(|p| !enough || stays(*p));
+        places.filter_map(|p| Some(index.frame(p)?.0.bases(p.frame))).flatten().copied().collect()
     }
 }
 
@@ -220,7 +263,8 @@ fn expand(repo: &Repository, id: &BlobId, role: Role) -> Result<Found> {
         }
         Role::Map => {
             let root = Root::decode(&bytes).map_err(|why| Error::corrupt(format!("page map {id}"), why))?;
-            Ok(Found::below(root.height, 0, split_ids(&root.children).unwrap_or_default()))
+            let top = Lane { page_bytes: root.page_bytes, number: 0 };
+            Ok(Found::below(root.height, top, split_ids(&root.children).unwrap_or_default()))
         }
         Role::Inner { height, lane } => {
             let children = Inner::decode(&bytes).map_err(|why| Error::corrupt(format!("page map {id}"), why))?;
@@ -259,9 +303,9 @@ impl Found {
     }
 
     /// The children of a map's node: leaves at height 0, else nodes of the height below.
-    fn below(height: u8, lane: u64, children: Vec<BlobId>) -> Self {
+    fn below(height: u8, above: Lane, children: Vec<BlobId>) -> Self {
         let role = |n: u64| {
-            let lane = lane * FAN_OUT as u64 + n;
+            let lane = Lane { number: above.number * FAN_OUT as u64 + n, ..above };
             match height.checked_sub(1) {
                 None => Role::Leaf { lane },
                 Some(height) => Role::Inner { height, lane },
@@ -272,14 +316,14 @@ impl Found {
 }
 
 impl Repository {
-    /// All blobs that the given root directories need, down to the segments that others lean on.
+    /// Everything that the given root directories need, down to the segments that others lean on.
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Corrupt`] for the first blob that can't be read or isn't in the index.
-    pub fn reachable(&self, trees: impl IntoIterator<Item = BlobId>, reporter: &Reporter) -> Result<HashSet<BlobId>> {
+    pub fn reachable(&self, trees: impl IntoIterator<Item = BlobId>, reporter: &Reporter) -> Result<Needs> {
         let mut reach = Reach::default();
         reach.add(self, trees, reporter)?;
-        Ok(reach.needed)
+        Ok(reach.needs)
     }
 }
 
@@ -292,7 +336,9 @@ mod tests {
     use crate::repo::testing::{Db, World, database_node, noise};
 
     fn reach(world: &World, tree: BlobId) -> Result<HashSet<BlobId>> {
-        world.reopen().reachable([tree], &Reporter::silent())
+        let repo = world.reopen();
+        let needs = repo.reachable([tree], &Reporter::silent())?;
+        Ok(needs.ids(&repo.index()))
     }
 
     #[test]
@@ -335,7 +381,7 @@ mod tests {
         let is_segment = |repo: &Repository, id: &BlobId| repo.place(id).unwrap().kind == BlobType::Segment;
         let repo = world.reopen();
         for (n, root) in roots.iter().enumerate() {
-            let found = repo.reachable([*root], &Reporter::silent()).unwrap();
+            let found = repo.reachable([*root], &Reporter::silent()).unwrap().ids(&repo.index());
             let found_segments: HashSet<_> = found.iter().filter(|id| is_segment(&repo, id)).copied().collect();
             // The last leans on segments that its pages lie in as well, so that the sets are equal.
             assert_eq!(found_segments, segments[n], "generation {n}");
@@ -347,13 +393,13 @@ mod tests {
         let mut reach = Reach::default();
         let reporter = Reporter::silent();
         reach.add(&repo, [roots[1]], &reporter).unwrap();
-        let before = reach.needed().clone();
+        let before = reach.needs().clone();
         let added = reach.add(&repo, roots.iter().copied(), &reporter).unwrap();
-        assert_eq!(reach.needed(), &everything);
+        assert_eq!(reach.needs(), &everything);
         reach.remove(&added);
-        assert_eq!(reach.needed(), &before);
+        assert_eq!(reach.needs(), &before);
         reach.add(&repo, roots.iter().copied(), &reporter).unwrap();
-        assert_eq!(reach.needed(), &everything);
+        assert_eq!(reach.needs(), &everything);
     }
 
     #[test]
@@ -389,10 +435,10 @@ mod tests {
         let (repo, reporter) = (world.reopen(), Reporter::silent());
         let mut reach = Reach::default();
         reach.add(&repo, [good], &reporter).unwrap();
-        let before = reach.needed().clone();
+        let before = reach.needs().clone();
         for bad in [absent, bad_chunk, bad_list, bad_map, not_a_map] {
             assert!(reach.add(&repo, [bad], &reporter).is_err());
-            assert_eq!(reach.needed(), &before);
+            assert_eq!(reach.needs(), &before);
         }
     }
 }

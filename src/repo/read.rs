@@ -14,7 +14,7 @@ use crate::format::MAX_TREE_NODES;
 use crate::format::index::IndexedPack;
 use crate::format::pack::{Encoding, FrameInfo, PackInfo, class_key, frame_aad};
 use crate::format::pagemap::{Inner, Root};
-use crate::format::segment::{Decoded, Encoded};
+use crate::format::segment::{Decoded, Encoded, SlotSet};
 use crate::format::tree::{Content, Node, Tree};
 use crate::id::BlobId;
 use crate::index::Place;
@@ -103,7 +103,7 @@ impl FrameReader {
             plain_bytes: frame.plain_bytes,
             encoding: frame.encoding,
             header: pack.header,
-            bases: frame.bases.to_vec(),
+            bases: pack.bases(number).to_vec(),
         })
     }
 
@@ -267,19 +267,49 @@ impl Repository {
         Err(first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
     }
 
-    /// Reads and verifies the pages of a segment.
+    /// Reads and verifies the pages of a segment, all that there are of it.
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Corrupt`].
     pub fn read_segment(&self, id: &BlobId) -> Result<Decoded> {
-        self.segment_at_depth(id, 0)
+        self.read_slots(id, &SlotSet::ALL)
     }
 
-    fn segment_at_depth(&self, id: &BlobId, depth: usize) -> Result<Decoded> {
-        self.try_places(id, |place| {
-            let reader = self.frame_reader(place)?;
-            self.decode_segment(id, &reader, &self.fetch(&reader)?, depth)
-        })
+    /// Reads and verifies the pages in these slots of a segment, and maybe others. A page that is nowhere is absent in
+    /// what is returned, if there is any other.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_slots(&self, id: &BlobId, wanted: &SlotSet) -> Result<Decoded> {
+        self.segment_at_depth(id, wanted, 0)
+    }
+
+    /// Goes through the places of a segment until all that is wanted was found: a prune may have left out of one what
+    /// another has.
+    fn segment_at_depth(&self, id: &BlobId, wanted: &SlotSet, depth: usize) -> Result<Decoded> {
+        let mut places: Vec<_> = {
+            let index = self.index();
+            index.places(id).map(|p| (index.slots(p).is_some_and(|slots| !slots.holds(wanted)), p)).collect()
+        };
+        // Those that have all of it first. What the index says need not be true.
+        places.sort_by_key(|(lacks_some, _)| *lacks_some);
+        let mut first_error = None;
+        let mut found: Option<Decoded> = None;
+        for (_, place) in places {
+            let decoded = self.frame_reader(place).and_then(|reader| {
+                let body = self.fetch(&reader)?;
+                self.decode_segment(id, &reader, &body, depth)
+            });
+            match (decoded, &mut found) {
+                (Ok(decoded), None) => found = Some(decoded),
+                (Ok(decoded), Some(found)) => found.fill_from(&decoded),
+                (Err(e), _) => first_error = first_error.or(Some(e)),
+            }
+            if found.as_ref().is_some_and(|f| f.is_whole() || f.present().holds(wanted)) {
+                break;
+            }
+        }
+        found.ok_or_else(|| first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
     }
 
     /// Decodes the opened frame of a segment, with the segments that it leans on.
@@ -295,8 +325,8 @@ impl Repository {
         if depth > MAX_BASE_DEPTH {
             return Err(bad("too many segments lean on each other".into()));
         }
-        let bases =
-            reader.bases.iter().map(|base| self.segment_at_depth(base, depth + 1)).collect::<Result<Vec<_>>>()?;
+        let read_base = |base| self.segment_at_depth(base, &SlotSet::ALL, depth + 1);
+        let bases = reader.bases.iter().map(read_base).collect::<Result<Vec<_>>>()?;
         let mut base_pages = Vec::new();
         for (base, slot) in encoded.bases.iter().flatten() {
             let page = bases.get(usize::from(*base)).and_then(|b| b.page(usize::from(*slot)));

@@ -23,6 +23,8 @@ pub struct Salvage {
     told: BTreeMap<PackId, Told>,
     mover: Option<Mover>,
     saved: HashSet<BlobId>,
+    /// Those of which no other copy can have more.
+    whole: HashSet<BlobId>,
 }
 
 /// What an index tells of a pack.
@@ -51,7 +53,7 @@ struct Piece {
 impl Salvage {
     /// For these packs, as `index` describes them, if it does. Nothing is stored before there is something to store.
     pub fn new(repo: &Arc<Repository>, index: &BlobIndex, packs: &HashSet<PackId>) -> Self {
-        Self { repo: repo.clone(), told: told_of(index, packs), mover: None, saved: HashSet::new() }
+        Self { repo: repo.clone(), told: told_of(index, packs), mover: None, saved: HashSet::new(), whole: HashSet::new() }
     }
 
     /// Stores again what can be read of a file that is, or should be, one of these packs, but for blobs that `elsewhere`
@@ -70,12 +72,17 @@ impl Salvage {
         for mut piece in self.pieces(listed) {
             reporter.check_interrupt()?;
             result.described = true;
-            piece.blobs.retain(|(id, _)| !elsewhere(id) && !self.saved.contains(id));
+            piece.blobs.retain(|(id, _)| !elsewhere(id) && !self.whole.contains(id));
             missing.extend(piece.blobs.iter().map(|(id, _)| *id));
             for moved in read(&self.repo, &piece) {
                 let ids = moved.ids();
+                let moved_is_partial = matches!(&moved, Moved::Frame(frame) if frame.slots().is_some());
                 self.mover.get_or_insert_with(|| Mover::new(&self.repo)).put(moved, reporter)?;
                 result.saved += ids.len() as u64;
+                // Of a segment that lacks pages another copy may have others.
+                if !moved_is_partial {
+                    self.whole.extend(&ids);
+                }
                 self.saved.extend(ids);
             }
         }
@@ -111,7 +118,7 @@ impl Salvage {
     /// # Errors
     /// When the store fails.
     pub fn finish(self) -> Result<()> {
-        self.mover.map_or(Ok(()), Mover::finish)
+        self.mover.map_or(Ok(()), |mover| mover.finish().map(drop))
     }
 }
 

@@ -174,13 +174,31 @@ fn read_tree(repo: &Repository, tree: &BlobId) {
         }
         if let Some(database) = &node.database {
             let (_, leaves) = repo.read_map(&database.map).unwrap();
+            let mut segments: HashMap<BlobId, Vec<PageRef>> = HashMap::new();
             for page in leaves.iter().flat_map(|leaf| repo.read_leaf(leaf).unwrap().pages) {
-                let segment = repo.read_segment(&page.segment).unwrap();
-                let bytes = segment.page(usize::from(page.slot)).unwrap();
-                assert_eq!(repo.keys().page_hash(bytes), page.hash);
+                segments.entry(page.segment).or_default().push(page);
+            }
+            for (segment, pages) in segments {
+                let mut wanted = segment::SlotSet::default();
+                pages.iter().for_each(|page| wanted.insert(page.slot));
+                let segment = repo.read_slots(&segment, &wanted).unwrap();
+                for page in pages {
+                    let bytes = segment.page(usize::from(page.slot)).unwrap();
+                    assert_eq!(repo.keys().page_hash(bytes), page.hash);
+                }
             }
         }
     }
+}
+
+/// Whether a segment is there as a whole, and leans on none that leans on others: each would be decoded for each.
+fn may_lean_on(repo: &Repository, base: &BlobId) -> bool {
+    let index = repo.index();
+    let bases = |id: &BlobId| -> Vec<BlobId> {
+        index.places(id).flat_map(|p| index.packs()[p.pack as usize].bases(p.frame)).copied().collect()
+    };
+    // What the same run stores is not in the index yet.
+    index.find(base).is_none() || index.is_usable(base) && bases(base).iter().all(|base| bases(base).is_empty())
 }
 
 /// A database of pages of noise, captured generation by generation.
@@ -193,7 +211,8 @@ pub(crate) struct Db {
 
 impl Db {
     /// Sets pages to noise (a page's number may be one past the end) and stores the database as patch of its previous
-    /// version; with `delta`, changed pages lean on their older versions. Returns the root of the map.
+    /// version; with `delta`, changed pages lean on their older versions, where these are in the index. Returns the root
+    /// of the map.
     pub(crate) fn store(
         &mut self,
         repo: &Repository,
@@ -230,7 +249,7 @@ impl Db {
                 .collect();
             let plain = new.concat();
             let older: Vec<u8> = old.iter().flatten().flat_map(|(page, _)| page.clone()).collect();
-            let body = if delta {
+            let body = if delta && bases.iter().all(|base| may_lean_on(repo, base)) {
                 segment::encode_delta(PAGE as u32, &plain, &bases_of, &older, 3).unwrap()
             } else {
                 bases.clear();

@@ -13,7 +13,7 @@ use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
 use crate::format::pagemap::{Change, LEAF_PAGES, PageRef, Root, StoredLeaf};
-use crate::format::segment::{pages_per_segment, segment_id};
+use crate::format::segment::{SlotSet, pages_per_segment, segment_id};
 use crate::id::{BlobId, PageHash};
 use crate::repo::{Leaf, Repository};
 use crate::report::Reporter;
@@ -180,7 +180,8 @@ struct MapBuilder<'r> {
     hashes: Vec<PageHash>,
     /// Leaf and page of each pending page.
     targets: Vec<(usize, usize)>,
-    usable: HashMap<BlobId, bool>,
+    /// The slots that may be relied on.
+    usable: HashMap<BlobId, SlotSet>,
 }
 
 impl<'r> MapBuilder<'r> {
@@ -229,13 +230,15 @@ impl<'r> MapBuilder<'r> {
         self.flush_leaves(sink)
     }
 
-    /// Keeps an unchanged page where it is, if that segment may be relied on.
+    /// Keeps an unchanged page where it is, if that slot of the segment may be relied on: a prune drops pages that no
+    /// snapshot needs.
     fn keep(&mut self, page: usize, hash: &PageHash) -> bool {
         let Some(leaf) = self.open.back_mut() else { return false };
         let old = leaf.older.as_ref().and_then(|(_, old)| old.pages.get(page)).filter(|old| old.hash == *hash);
         let Some(old) = old.copied() else { return false };
         let repo = self.repo;
-        if !*self.usable.entry(old.segment).or_insert_with(|| repo.index().is_usable(&old.segment)) {
+        let usable = self.usable.entry(old.segment).or_insert_with(|| repo.index().usable_slots(&old.segment));
+        if !usable.has(old.slot) {
             return false;
         }
         leaf.pages[page] = Some(old);

@@ -17,6 +17,7 @@ mod golden;
 mod looking;
 mod marks;
 mod picture;
+mod prune;
 mod repair;
 mod restoring;
 mod restoring_attributes;

@@ -380,7 +380,8 @@ fn a_killed_restore_goes_on_where_it_stopped() {
 fn stopped_restore(world: &World, args: &[&str]) -> Child {
     let child = spawn(&mut world.command(args));
     let begun = Instant::now();
-    while !world.work("out").join(MARK).exists() {
+    let is_written = || fs::read_to_string(world.work("out").join(MARK)).is_ok_and(|text| text.ends_with('\n'));
+    while !is_written() {
         assert!(begun.elapsed() < Duration::from_secs(60), "the mark does not appear");
         std::thread::yield_now();
     }

@@ -33,7 +33,7 @@ from common import (
 )
 from schema import CONFIG_SHAPE, SLOT_SHAPE
 
-Frame = namedtuple("Frame", "number offset stored_bytes plain_bytes encoding entries bases")
+Frame = namedtuple("Frame", "number offset stored_bytes plain_bytes encoding entries bases slots")
 Pack = namedtuple("Pack", "id kind header frames")
 Place = namedtuple("Place", "pack frame offset type plain_bytes")
 
@@ -198,11 +198,12 @@ class Blobs:
         header = Header(cursor.take(HEADER), {DATA_PACK, METADATA_PACK}, what)
         frames, at = [], HEADER + header.first_bytes
         for number in range(cursor.number(4)):
-            stored, plain, encoding, zero = (cursor.number(n) for n in (4, 4, 1, 1))
+            stored, plain, encoding, partial = (cursor.number(n) for n in (4, 4, 1, 1))
             bases = [cursor.take(32) for _ in range(cursor.number(2))]
-            need(zero == 0 and encoding <= 2 and plain <= 16 * MIB, f"{what}: a frame makes no sense")
+            need(partial <= (encoding == 2) and encoding <= 2 and plain <= 16 * MIB, f"{what}: a frame makes no sense")
             need(TAG <= stored <= 32 * MIB and (encoding == 2 or not bases), f"{what}: a frame makes no sense")
-            frames.append(Frame(number, at, stored, plain, encoding, None, bases))
+            cursor.take(32 * partial)
+            frames.append(Frame(number, at, stored, plain, encoding, None, bases, None))
             at += stored
         need(at <= length <= 256 * MIB, f"{what}: frames beyond the end of a pack")
         return Pack(pack, header.kind, header, frames)
@@ -229,15 +230,16 @@ class Blobs:
         cursor = Cursor(unseal(key, 0, header.bytes, sealed, path))
         frames, at = [], HEADER + header.first_bytes
         for number in range(cursor.number(4)):
-            stored, plain, encoding, zero, bases, count = (cursor.number(n) for n in (4, 4, 1, 1, 2, 4))
+            stored, plain, encoding, partial, bases, count = (cursor.number(n) for n in (4, 4, 1, 1, 2, 4))
             entries = []
             for _ in range(count):
                 blob, entry_kind, zeros, length = cursor.take(32), cursor.number(1), cursor.take(3), cursor.number(4)
                 need(zeros == bytes(3) and 1 <= entry_kind <= 5, f"{path}: an entry makes no sense")
                 entries.append((blob, entry_kind, length))
             bases = [cursor.take(32) for _ in range(bases)]
-            need(zero == 0 and encoding <= 2 and plain <= 16 * MIB and entries, f"{path}: a frame makes no sense")
-            need(TAG <= stored <= 32 * MIB, f"{path}: a frame makes no sense")
+            need(partial <= (encoding == 2) and encoding <= 2 and entries, f"{path}: a frame makes no sense")
+            need(TAG <= stored <= 32 * MIB and plain <= 16 * MIB, f"{path}: a frame makes no sense")
+            slots = cursor.take(32) if partial else None
             if encoding == 2:
                 need(len(entries) == 1 and entries[0][1] == SEGMENT, f"{path}: a segment's frame has other blobs")
                 need(kind == DATA_PACK and entries[0][2] == plain, f"{path}: a segment makes no sense")
@@ -246,7 +248,7 @@ class Blobs:
                 need(all((e[1] == CHUNK) == (kind == DATA_PACK) for e in entries), f"{path}: a blob of the wrong type")
                 need(all(e[1] != SEGMENT for e in entries), f"{path}: a segment where other blobs are expected")
                 need(plain < 16 * MIB or entries[-1][2], f"{path}: a blob that begins at 16 MiB")
-            frames.append(Frame(number, at, stored, plain, encoding, entries, bases))
+            frames.append(Frame(number, at, stored, plain, encoding, entries, bases, slots))
             at += stored
         need(not any(cursor.data[cursor.at :]), f"{path}: bytes after the directory")
         need(at <= os.path.getsize(os.path.join(self.root, path)), f"{path}: frames beyond the end")
@@ -295,13 +297,24 @@ class Blobs:
     def segment(self, blob, depth=0):
         """The page size, and for each slot its hash and its page or None."""
         need(depth <= 16, "too many segments lean on each other")
+        found = None
 
         def read(place, pack, frame):
+            nonlocal found
             need(place.type == SEGMENT and frame.encoding == 2, f"segment {blob.hex()} is of another type")
             bases = [self.segment(base, depth + 1) for base in frame.bases]
-            return decode_segment(self.keys, blob, self.frame_body(pack, frame), bases)
+            size, slots = decode_segment(self.keys, blob, self.frame_body(pack, frame), bases)
+            if found:
+                slots = [(known, page or older) for (known, page), (_, older) in zip(slots, found[1])]
+            found = size, slots
+            need(all(page for _, page in slots), f"segment {blob.hex()} has pages that are in no other copy, either")
 
-        return self._anywhere(blob, read)
+        try:
+            self._anywhere(blob, read)
+        except (Bad, OSError):
+            if not found:
+                raise
+        return found
 
     def verify_packs(self):
         """Every frame of every pack, from the packs' own directories."""
@@ -311,7 +324,10 @@ class Blobs:
             for frame in pack.frames:
                 if frame.encoding == 2:
                     bases = [self.segment(base, 1) for base in frame.bases]
-                    decode_segment(self.keys, frame.entries[0][0], self.frame_body(pack, frame), bases)
+                    _, slots = decode_segment(self.keys, frame.entries[0][0], self.frame_body(pack, frame), bases)
+                    bits = sum(1 << n for n, (_, page) in enumerate(slots) if page is not None)
+                    told = int.from_bytes(frame.slots, "little") if frame.slots else (1 << len(slots)) - 1
+                    need(told == bits, f"{path}: the directory tells of other slots than are there")
                     continue
                 plain, at = self.decode_frame(pack, frame), 0
                 for blob, kind, length in frame.entries:

@@ -179,7 +179,9 @@ def add_all(repository):
     new = [page[:-2] + b"yz" for page in middle] + [noise.randbytes(size)]
     at_new = writer.put_segment(new, [at_middle[n][:2] + (middle[n],) for n in range(4)] + [None])
     partial = [noise.randbytes(size) for _ in range(9)]
-    at_partial = writer.put_segment(partial, absent=(0, 7))
+    # Two copies, neither of which has all that is needed.
+    writer.put_segment(partial, absent=(0, 7, 8))
+    at_partial = writer.put_segment(partial, absent=(0, 1, 7))
 
     # Two full leaves below an inner node; the second is patched twice, shrinking and growing.
     where = [at[n % 10] for n in range(4096)]

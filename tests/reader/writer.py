@@ -58,7 +58,7 @@ class Writer:
         packed = zstandard.compress(plain)
         encoding, body = (1, packed) if len(packed) < len(plain) else (0, plain)
         frames = self.frames[DATA_PACK if kind == CHUNK else METADATA_PACK]
-        frames.append((encoding, len(plain), [(blob, kind, len(plain))], [], body))
+        frames.append((encoding, len(plain), [(blob, kind, len(plain))], [], body, b""))
         return blob
 
     def put_cbor(self, kind, value):
@@ -82,7 +82,8 @@ class Writer:
             prefix = b"".join(bases[n][2] for n in present if bases[n])
             dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         body += zstandard.ZstdCompressor(dict_data=dictionary).compress(plain)
-        self.frames[DATA_PACK].append((2, len(plain), [(blob, SEGMENT, len(plain))], names, body))
+        slots = little(bits, 32) if absent else b""
+        self.frames[DATA_PACK].append((2, len(plain), [(blob, SEGMENT, len(plain))], names, body, slots))
         return [(blob, slot, page_hash) for slot, page_hash in enumerate(hashes)]
 
     def leaf(self, entries, parent=None, depth=0, pages=None):
@@ -111,18 +112,18 @@ class Writer:
     def _pack(self, kind):
         """Stores the frames of a kind as one pack and returns what an index says of it."""
         frames, directory = self.frames[kind], little(len(self.frames[kind]), 4)
-        for encoding, plain_bytes, entries, bases, body in frames:
-            directory += little(len(body) + 16, 4) + little(plain_bytes, 4) + bytes([encoding, 0])
+        for encoding, plain_bytes, entries, bases, body, slots in frames:
+            directory += little(len(body) + 16, 4) + little(plain_bytes, 4) + bytes([encoding, bool(slots)])
             directory += little(len(bases), 2) + little(len(entries), 4)
             for blob, blob_kind, length in entries:
                 directory += blob + bytes([blob_kind, 0, 0, 0]) + little(length, 4)
-            directory += b"".join(bases)
+            directory += b"".join(bases) + slots
         directory += bytes(-len(directory) % DIRECTORY_STEP)
         start = header(kind, len(directory) + 16)
         class_key = self.keys.seal[kind]
         key = object_key(class_key, start)
         data = start + seal(key, 0, start, directory)
-        for position, (encoding, plain_bytes, _, _, body) in enumerate(frames, 1):
+        for position, (encoding, plain_bytes, _, _, body, _) in enumerate(frames, 1):
             data += seal(key, position, start + bytes([encoding]) + little(plain_bytes, 4), body)
         padding = derive("snapshot 2026 v1 padding", class_key + start)
         data += blake3(key=padding).digest(length=padme(len(data)) - len(data))
@@ -134,9 +135,9 @@ class Writer:
         described, records = b"", []
         for number, (name, length, start, frames) in enumerate(packs):
             described += name + little(length, 8) + start + little(len(frames), 4)
-            for frame, (encoding, plain_bytes, entries, bases, body) in enumerate(frames):
-                described += little(len(body) + 16, 4) + little(plain_bytes, 4) + bytes([encoding, 0])
-                described += little(len(bases), 2) + b"".join(bases)
+            for frame, (encoding, plain_bytes, entries, bases, body, slots) in enumerate(frames):
+                described += little(len(body) + 16, 4) + little(plain_bytes, 4) + bytes([encoding, bool(slots)])
+                described += little(len(bases), 2) + b"".join(bases) + slots
                 for blob, kind, size in entries:
                     records.append((blob, number, frame, kind, size))
         block = b""

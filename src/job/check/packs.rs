@@ -9,6 +9,7 @@ use super::{ReadData, damage, note, reason};
 use crate::backend::{Listed, layout};
 use crate::crypto;
 use crate::error::{Error, Result};
+use crate::format::index::Index;
 use crate::format::pack::PackInfo;
 use crate::format::segment::SlotSet;
 use crate::id::BlobId;
@@ -70,8 +71,8 @@ pub(super) struct Packs {
     bad: HashSet<(u32, BlobId)>,
     /// Blobs that a pack holds and its index doesn't tell of.
     untold: HashMap<BlobId, u32>,
-    /// Which slots are present in segments that were decoded.
-    slots: HashMap<BlobId, SlotSet>,
+    /// Which slots are present in segments that were decoded, by the pack's number.
+    slots: HashMap<(u32, BlobId), SlotSet>,
     /// Condemned packs that the index describes without records: `repair packs` saved what could be read of them.
     husks: HashSet<u32>,
     /// Paths of packs of which nothing is known but that they are condemned.
@@ -98,6 +99,7 @@ impl Packs {
         for some in listed.chunks(DIRECTORIES_AT_ONCE) {
             reporter.check_interrupt()?;
             let opened: Vec<_> = some.par_iter().map(|l| repo.open_pack(&l.path, l.bytes)).collect();
+            let mut unindexed = Index::default();
             for (listed, opened) in some.iter().zip(opened) {
                 let opened = match opened {
                     Ok(info) => Ok(info),
@@ -105,10 +107,11 @@ impl Packs {
                 };
                 match (number_of(repo, listed, known), opened) {
                     (Some(number), opened) => packs.compare(&repo.index(), number, &told, listed, opened),
-                    (None, Ok(info)) => packs.add_unindexed(repo, &info),
+                    (None, Ok(info)) => unindexed.add(&info),
                     (None, Err(why)) => packs.add_unknown(repo, listed, &why, reporter),
                 }
             }
+            packs.add_unindexed(repo, unindexed);
             reporter.advance(0, some.len() as u64);
         }
         for (number, _) in (0u32..).zip(&packs.states).filter(|(_, s)| **s == State::Gone).collect::<Vec<_>>() {
@@ -136,8 +139,11 @@ impl Packs {
         }
     }
 
-    fn add_unindexed(&mut self, repo: &Repository, info: &PackInfo) {
-        repo.with_index(|index| index.add_pack(info));
+    fn add_unindexed(&mut self, repo: &Repository, packs: Index) {
+        if packs.packs.is_empty() {
+            return;
+        }
+        repo.with_index(|index| index.add(packs));
         // The same pack under a second path is not added twice.
         self.states.resize(repo.index().packs().len(), State::Unindexed { needed: false });
     }
@@ -222,7 +228,7 @@ impl Packs {
                 Ok(audit) => {
                     read.bytes_decoded += if audit.is_decoded { listed.bytes } else { 0 };
                     proven.learn(&audit);
-                    self.slots.extend(audit.slots);
+                    self.slots.extend(audit.slots.into_iter().map(|(id, slots)| ((number, id), slots)));
                     if let Some(first) = audit.faults.first() {
                         let why = match audit.faults.len() {
                             1 => first.clone(),
@@ -279,9 +285,9 @@ impl Packs {
         self.untold.get(id).copied()
     }
 
-    /// Which slots of a segment are present, if it was decoded.
-    pub(super) fn slots(&self, id: &BlobId) -> Option<SlotSet> {
-        self.slots.get(id).copied()
+    /// Which slots of a segment are present at a place, if it was decoded.
+    pub(super) fn slots(&self, id: &BlobId, place: Place) -> Option<SlotSet> {
+        self.slots.get(&(place.pack, *id)).copied()
     }
 
     /// Numbers of the packs that are in no index file, and whether a snapshot needs what they hold.
@@ -303,11 +309,12 @@ fn number_of(repo: &Repository, listed: &Listed, known: usize) -> Option<u32> {
 
 fn frames_equal(pack: &crate::format::index::IndexedPack, info: &PackInfo) -> bool {
     pack.frames.len() == info.frames.len()
-        && pack.frames.iter().zip(&info.frames).all(|(a, b)| {
+        && (0..).zip(&pack.frames).zip(&info.frames).all(|((number, a), b)| {
             a.stored_bytes == b.stored_bytes
                 && a.plain_bytes == b.plain_bytes
                 && a.encoding == b.encoding
-                && a.bases[..] == b.bases[..]
+                && pack.bases(number) == b.bases
+                && pack.slots(number) == b.slots.as_ref()
         })
 }
 

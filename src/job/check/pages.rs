@@ -12,6 +12,7 @@ use crate::format::pagemap::{Inner, Root, StoredLeaf};
 use crate::format::segment::SlotSet;
 use crate::format::tree::split_ids;
 use crate::id::BlobId;
+use crate::index::Place;
 use crate::repo::MAX_BASE_DEPTH;
 
 impl Walk<'_> {
@@ -131,11 +132,24 @@ impl Walk<'_> {
     fn pages(&mut self, id: &BlobId, slots: SlotSet) -> Option<Cause> {
         match self.segment(id, 0) {
             Err(cause) => Some(cause),
-            Ok(_) if self.packs.slots(id).is_some_and(|present| !present.holds(&slots)) => {
-                Some(self.losses.blame(*id, "it is damaged: pages that a snapshot needs are not in it any more"))
-            }
-            Ok(_) => None,
+            Ok(_) if self.present(id, &slots).holds(&slots) => None,
+            Ok(_) => Some(self.losses.blame(*id, "it is damaged: pages that a snapshot needs are not in it any more")),
         }
+    }
+
+    /// The slots of a segment that can be had from one place or another, until all that are wanted were found: as
+    /// found where it was decoded, else as the index has it. What is in no index file comes last, and counts as needed
+    /// only if the rest does not do.
+    fn present(&mut self, id: &BlobId, wanted: &SlotSet) -> SlotSet {
+        let index = self.repo.index();
+        let mut present = SlotSet::default();
+        for place in index.position(id).into_iter().flat_map(|at| index.places_at(at)) {
+            if !present.holds(wanted) && self.packs.usable(id, place) {
+                let told = index.slots(place).copied().unwrap_or(SlotSet::ALL);
+                present.add(&self.packs.slots(id, place).unwrap_or(told));
+            }
+        }
+        present
     }
 
     /// How many segments lean on each other below this one.
@@ -155,8 +169,9 @@ impl Walk<'_> {
     fn segment_places(&mut self, id: &BlobId, depth: usize) -> Result<usize, Cause> {
         let places: Vec<_> = {
             let index = self.repo.index();
-            let with_bases = |p| Some((p, index.frame(p)?.1.bases.clone()));
-            index.places(id).filter(|p| p.kind == BlobType::Segment).filter_map(with_bases).collect()
+            let with_bases = |p: Place| Some((p, index.frame(p)?.0.bases(p.frame).to_vec()));
+            let places = index.position(id).into_iter().flat_map(|at| index.places_at(at));
+            places.filter(|p| p.kind == BlobType::Segment).filter_map(with_bases).collect()
         };
         let mut culprit = None;
         for (place, bases) in places {

@@ -254,7 +254,8 @@ impl<'a> Walk<'a> {
     pub(super) fn blob(&mut self, id: &BlobId, kind: BlobType) -> Result<u32, Cause> {
         let index = self.repo.index();
         let mut culprit = None;
-        for place in index.places(id) {
+        // Not the best first: what is in no index file comes last.
+        for place in index.position(id).into_iter().flat_map(|at| index.places_at(at)) {
             if place.kind != kind {
                 culprit = culprit.or_else(|| Some(self.losses.blame(*id, "it is not of the type that is expected")));
             } else if self.packs.usable(id, place) {

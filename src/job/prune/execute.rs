@@ -5,16 +5,13 @@ use std::sync::Arc;
 
 use super::Stock;
 use super::plan::{Deletion, Plan};
+use super::stock::MAX_INDEX_BLOBS;
 use crate::backend::layout;
 use crate::error::{Error, Result};
-use crate::id::{BlobId, PackId, SnapshotId};
-use crate::repo::{Named, Reach, Repository, SessionGuard, copy};
+use crate::id::{PackId, SnapshotId};
+use crate::repo::{Added, Named, Reach, Repository, SessionGuard, copy};
 use crate::report::Reporter;
 
-/// More index files than this are merged.
-const MAX_INDEX_FILES: usize = 16;
-/// Most blobs in one merged index file, which then has some 400 MB.
-const MAX_INDEX_BLOBS: u64 = 8 << 20;
 /// Unfinished uploads are leftovers after so many seconds by the store's clock.
 const LEFTOVER_SECS: i64 = 24 * 3600;
 /// Where a local store keeps unfinished uploads.
@@ -24,7 +21,10 @@ const TEMPORARY: &str = "tmp/";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The plan was carried out.
-    Done,
+    Done {
+        /// Bytes written for what was repacked, their index included.
+        written_bytes: u64,
+    },
     /// Snapshots came or went since it was made: nothing was deleted, and another plan is needed.
     Outdated,
 }
@@ -37,9 +37,9 @@ pub enum Outcome {
 ///    could have been; they were forgotten.
 /// 2. *Snapshots are listed* again. One that a user took back in time is among them, see
 ///    [`Repository::unbury_snapshot`], and the plan is outdated.
-/// 3. *A new index*, without the packs that go, is stored; then *the old index files* are deleted. Cut off in between:
-///    both describe the same packs. Cut off after it: the packs that go are described by none, and no snapshot needs
-///    them; the next prune finds them and their record, and goes on.
+/// 3. *A new index* in the place of the files that describe packs that go, without those, is stored; then *these files*
+///    are deleted. Cut off in between: both describe the same packs. Cut off after it: the packs that go are described
+///    by none, and no snapshot needs them; the next prune finds them and their record, and goes on.
 /// 4. *The packs* are deleted, then *the records* that condemned them: as long as a pack is there, its record is, and
 ///    no writer relies on it. A pack that was reinstated may be relied on once its record is gone. *Snapshots whose tombs
 ///    went* in 1 and that are there nevertheless are removed: undoing was cut off before it saw that it came too late.
@@ -76,9 +76,7 @@ pub fn execute(
         removed.retain(|id| !kept.contains(id) && !snapshots.contains(id));
         session.check_alive()?;
     }
-    if !going.is_empty() || stock.adopted || stock.index_files.len() > MAX_INDEX_FILES {
-        rewrite_index(repo, stock, going)?;
-    }
+    rewrite_index(repo, stock, going)?;
     if !plan.deletion.records.is_empty() {
         session.check_alive()?;
         let paths: Vec<_> = going.iter().filter_map(|id| stock.packs.get(id)).map(|l| l.path.clone()).collect();
@@ -86,24 +84,25 @@ pub fn execute(
         repo.backend().delete(&plan.deletion.records)?;
         remove_revenants(repo, &removed)?;
     }
-    if forget(repo, plan, reporter)? == Outcome::Outdated {
+    if !forget(repo, plan, reporter)? {
         return Ok(Outcome::Outdated);
     }
-    condemn(repo, session, plan, reporter)?;
+    let written_bytes = condemn(repo, session, plan, reporter)?;
     remove_marks(repo, stock)?;
     remove_leftovers(repo, session)?;
-    Ok(Outcome::Done)
+    Ok(Outcome::Done { written_bytes })
 }
 
 /// Forgets what the plan says, unless something of it was pinned since. Whoever pins a snapshot looks whether it is
 /// still there after the mark is, and here marks are read once more after the snapshots went: one of the two sees it.
-fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<Outcome> {
+/// Whether the plan still holds.
+fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<bool> {
     let going: Vec<SnapshotId> = plan.verdicts.iter().filter(|v| v.keep.is_empty()).map(|v| v.named.id).collect();
     if going.is_empty() {
-        return Ok(Outcome::Done);
+        return Ok(true);
     }
     if repo.is_any_pinned(&going)? {
-        return Ok(Outcome::Outdated);
+        return Ok(false);
     }
     let mut buried = Vec::new();
     for id in going {
@@ -116,7 +115,7 @@ fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<Outcome
         }
     }
     if !repo.is_any_pinned(&buried)? {
-        return Ok(Outcome::Done);
+        return Ok(true);
     }
     // Which of them it was is for the next plan to say.
     for id in buried {
@@ -126,18 +125,19 @@ fn forget(repo: &Repository, plan: &Plan, reporter: &Reporter) -> Result<Outcome
             Err(e) => return Err(e),
         }
     }
-    Ok(Outcome::Outdated)
+    Ok(false)
 }
 
-fn condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter: &Reporter) -> Result<()> {
-    copy(repo, &plan.reclaim.copies, reporter)?;
+/// Returns how much was written for what was copied, in bytes.
+fn condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter: &Reporter) -> Result<u64> {
+    let written = copy(repo, &plan.reclaim.copies, reporter)?;
     let packs: Vec<PackId> = [&plan.reclaim.unused[..], &plan.reclaim.repack].concat();
     if !packs.is_empty() {
         session.check_alive()?;
         let running = session.others()?.into_iter().filter(|s| !s.is_dead(session.store_time()));
         repo.condemn(packs, running.map(|s| s.name).collect())?;
     }
-    Ok(())
+    Ok(written)
 }
 
 /// Removes the forgotten snapshots that need what is about to be deleted, and returns the ids of the others. Whatever
@@ -164,7 +164,7 @@ fn remove_tombs(
     let mut kept = HashSet::new();
     for Named { id, snapshot, .. } in tombs {
         match reach.add(repo, [snapshot.tree], reporter) {
-            Ok(added) if !added.blobs.iter().any(|blob| goes(repo, stock, deletion, blob)) => {
+            Ok(added) if !lose_something(repo, stock, deletion, reach, &added) => {
                 kept.insert(id);
             }
             Ok(added) => {
@@ -179,11 +179,14 @@ fn remove_tombs(
     Ok(kept)
 }
 
-/// Whether a blob lies in no pack that stays.
-fn goes(repo: &Repository, stock: &Stock, deletion: &Deletion, blob: &BlobId) -> bool {
+/// Whether something of what was added last lies in no pack that stays.
+fn lose_something(repo: &Repository, stock: &Stock, deletion: &Deletion, reach: &Reach, added: &Added) -> bool {
     let index = repo.index();
-    let stays = |pack: &PackId| stock.packs.contains_key(pack) && !deletion.packs.contains(pack);
-    !index.places(blob).filter_map(|place| index.frame(place)).any(|(pack, _)| stays(&pack.id))
+    let stays = |place| {
+        let pack = index.frame(place).map(|(pack, _)| pack.id);
+        pack.is_some_and(|pack| stock.packs.contains_key(&pack) && !deletion.packs.contains(&pack))
+    };
+    added.touched().any(|position| !reach.needs().are_met_at(&index, position, stays))
 }
 
 /// Removes snapshots that came back after they were listed for the last time, while their tombs went: whoever took them
@@ -198,13 +201,28 @@ fn listed_ids(repo: &Repository, folder: &str) -> Result<HashSet<SnapshotId>> {
     Ok(repo.backend().list(folder)?.iter().filter_map(|l| SnapshotId::parse(l.name())).collect())
 }
 
-/// Stores an index of all packs that are there and stay, then deletes the index files that it replaces.
+/// Stores an index of the packs that are there and stay, as far as files which are to be replaced describe them or
+/// none does; then deletes these files.
 fn rewrite_index(repo: &Repository, stock: &Stock, going: &HashSet<PackId>) -> Result<()> {
-    for group in index_groups(repo, |id| stock.packs.contains_key(id) && !going.contains(id)) {
+    let (old, keep) = {
+        let index = repo.index();
+        let mut written = vec![true; index.packs().len()];
+        let described = stock.index_files.iter().flat_map(|file| file.packs.clone());
+        described.for_each(|number| written[number as usize] = false);
+        let mut old = Vec::new();
+        for file in stock.index_files_to_replace(&index, going) {
+            file.packs.clone().for_each(|number| written[number as usize] = true);
+            old.push(file.path.clone());
+        }
+        let stays = |id: &PackId| stock.packs.contains_key(id) && !going.contains(id);
+        let keep = index.packs().iter().zip(written).filter(|(pack, written)| *written && stays(&pack.id));
+        (old, keep.map(|(pack, _)| pack.id).collect::<HashSet<_>>())
+    };
+    for group in index_groups(repo, |id| keep.contains(id)) {
         let index = repo.index().extract(|pack| group.contains(&pack.id));
         repo.put_index(index)?;
     }
-    repo.backend().delete(&stock.index_files)
+    repo.backend().delete(&old)
 }
 
 /// The packs to keep, in groups whose blobs fit into one index file.

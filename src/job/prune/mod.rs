@@ -4,12 +4,20 @@
 //! drops, and condemns the packs of which no remaining snapshot needs anything, or too little. Nobody waits for it,
 //! and whatever it condemned by mistake or that is needed again is found before it is deleted.
 //!
-//! `stock` lists what there is, `plan` decides, `execute` acts.
+//! `stock` lists what there is, `plan` and `reclaim` decide, `cost` reckons what that takes, `execute` acts.
 
+mod cost;
 mod execute;
 pub mod plan;
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
 mod races;
+mod reclaim;
+#[cfg(test)]
+mod scale_tests;
+#[cfg(test)]
+mod slot_tests;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -18,9 +26,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+pub use self::cost::{Cost, Requests};
 use self::execute::{Outcome, execute};
-use self::plan::{Deletion, Inputs, Needed};
-pub use self::plan::{Limit, Plan};
+use self::plan::Deletion;
+pub use self::plan::Plan;
+use self::reclaim::Inputs;
+pub use self::reclaim::{Amount, Limit, Share};
 use self::stock::Stock;
 use crate::clock;
 use crate::error::{Error, Result};
@@ -71,31 +82,43 @@ pub struct Summary {
     pub packs_repacked: u64,
     /// Their length, in bytes.
     pub bytes_repacked: u64,
+    /// What was written for these, in bytes; 0 in a plan.
+    pub bytes_rewritten: u64,
     /// Unused space that stays in packs partly used, in bytes.
     pub bytes_unused_kept: u64,
+    /// Whether more would have been repacked within a larger [`Options::max_repack`].
+    pub over_budget: bool,
+    /// What there was, what becomes of it, and what that takes.
+    pub cost: Cost,
     /// What keeps condemned packs from being deleted now, for people.
     pub waiting_for: Vec<String>,
 }
 
-/// Prunes. Loads the index itself.
+/// Prunes. Loads the index itself. `announce` is called with what is going to be done before anything is; if snapshots
+/// come and go meanwhile, what is done may differ.
 ///
 /// # Errors
 /// [`Error::Locked`] if another prune is running, or with [`Options::instant`] anything else; [`Error::Refused`] for
 /// a policy that would drop a whole source; any snapshot, directory or page map that can't be read, since what it
 /// needs can't be known then: nothing is deleted.
-pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Summary> {
+pub fn run(
+    repo: &Arc<Repository>,
+    options: &Options,
+    announce: &mut dyn FnMut(&Summary),
+    reporter: &Reporter,
+) -> Result<Summary> {
     let options = &Options { grace_secs: if options.instant { 0 } else { options.grace_secs }, ..options.clone() };
     if options.dry_run {
         let stock = Stock::take(repo, None, reporter)?;
         let now = clock::now();
         let (plan, _) = make_plan(repo, &stock, options, (now, now), reporter)?;
-        return Ok(summary(&stock, plan, options));
+        return Ok(summary(&stock, &plan, options));
     }
     let session = stock::begin(repo)?;
     let summary = if options.instant {
-        run_instantly(repo, &session, options, reporter)?
+        run_instantly(repo, &session, options, announce, reporter)?
     } else {
-        run_once(repo, &session, options, reporter)?
+        run_once(repo, &session, options, true, announce, reporter)?
     };
     session.end()?;
     Ok(summary)
@@ -108,37 +131,52 @@ fn run_instantly(
     repo: &Arc<Repository>,
     session: &SessionGuard,
     options: &Options,
+    announce: &mut dyn FnMut(&Summary),
     reporter: &Reporter,
 ) -> Result<Summary> {
     if let Some(other) = session.others()?.iter().find(|s| !s.is_dead(session.store_time())) {
         return Err(Error::Locked { what: "the repository".into(), by: other.describe() });
     }
-    let no_repack = Options { max_repack: Some(0), ..options.clone() };
     let no_policy = Options { policy: Policy::default(), ..options.clone() };
-    let no_more = Options { policy: Policy::default(), ..no_repack.clone() };
-    let mut total = run_once(repo, session, &no_repack, reporter)?;
-    for options in [no_policy, no_more] {
-        let next = run_once(repo, session, &options, reporter)?;
+    let mut total = run_once(repo, session, options, false, announce, reporter)?;
+    for repack in [true, false] {
+        let next = run_once(repo, session, &no_policy, repack, &mut |_| {}, reporter)?;
         total.packs_deleted += next.packs_deleted;
         total.bytes_deleted += next.bytes_deleted;
         total.packs_condemned += next.packs_condemned;
         total.bytes_condemned += next.bytes_condemned;
         total.packs_repacked += next.packs_repacked;
         total.bytes_repacked += next.bytes_repacked;
+        total.bytes_rewritten += next.bytes_rewritten;
         total.bytes_unused_kept = next.bytes_unused_kept;
+        total.over_budget |= next.over_budget;
         total.waiting_for = next.waiting_for;
     }
     Ok(total)
 }
 
-fn run_once(repo: &Arc<Repository>, session: &SessionGuard, options: &Options, reporter: &Reporter) -> Result<Summary> {
-    for _ in 0..ATTEMPTS {
+/// Plans and acts; what needs copying is put off unless `repack`.
+fn run_once(
+    repo: &Arc<Repository>,
+    session: &SessionGuard,
+    options: &Options,
+    repack: bool,
+    announce: &mut dyn FnMut(&Summary),
+    reporter: &Reporter,
+) -> Result<Summary> {
+    for attempt in 0..ATTEMPTS {
         let stock = Stock::take(repo, Some(session), reporter)?;
         let now = (clock::now(), session.store_time());
-        let (plan, reach) = make_plan(repo, &stock, options, now, reporter)?;
+        let (mut plan, reach) = make_plan(repo, &stock, options, now, reporter)?;
+        if attempt == 0 {
+            announce(&summary(&stock, &plan, options));
+        }
+        if !repack {
+            plan.reclaim = plan.reclaim.without_repacks();
+        }
         reporter.progress.bytes_total.store(plan.reclaim.repack_bytes, Ordering::Relaxed);
-        if execute(repo, session, &stock, &plan, reach, reporter)? == Outcome::Done {
-            return Ok(summary(&stock, plan, options));
+        if let Outcome::Done { written_bytes } = execute(repo, session, &stock, &plan, reach, reporter)? {
+            return Ok(Summary { bytes_rewritten: written_bytes, ..summary(&stock, &plan, options) });
         }
     }
     Err(Error::Locked { what: "the list of snapshots".into(), by: "other commands that keep changing it".into() })
@@ -160,23 +198,25 @@ fn make_plan(
     };
     let mut reach = Reach::default();
     reach.add(repo, trees(true), reporter)?;
-    let mut except = Vec::new();
+    let mut kept = None;
     let mut deletion = Deletion::default();
     if !ripe.is_empty() {
         // What this run forgets can be taken back until a later one deletes it.
-        except = reach.add(repo, trees(false), reporter)?.blobs;
-        deletion = plan::deletion(&repo.index(), &ripe, &stock.unsound, reach.needed())?;
+        kept = Some(reach.needs().clone());
+        reach.add(repo, trees(false), reporter)?;
+        deletion = plan::deletion(&repo.index(), &ripe, &stock.unsound, reach.needs())?;
     }
-    let reclaim = plan::reclaim(&Inputs {
+    let reclaim = reclaim::reclaim(&Inputs {
         index: &repo.index(),
-        needed: Needed { all: reach.needed(), except: except.into_iter().collect() },
+        needs: kept.as_ref().unwrap_or(reach.needs()),
         unsound: &stock.unsound,
         young: &stock.young,
         reinstated: &deletion.reinstated,
         max_unused: options.max_unused,
         max_repack: options.max_repack,
     })?;
-    Ok((Plan { verdicts, deletion, reclaim, waiting_for }, reach))
+    let cost = Cost::of(stock, &repo.index(), (&verdicts, &deletion, &reclaim));
+    Ok((Plan { verdicts, deletion, reclaim, waiting_for, cost }, reach))
 }
 
 /// Judges all snapshots, oldest first. A mark that can't be read may pin any of them: none is forgotten then.
@@ -200,20 +240,23 @@ fn judge(stock: &Stock, options: &Options, now: Time, reporter: &Reporter) -> Re
     Ok(stock.snapshots.iter().map(verdict).collect())
 }
 
-fn summary(stock: &Stock, plan: Plan, options: &Options) -> Summary {
-    let Plan { verdicts, deletion, reclaim, waiting_for } = plan;
+fn summary(stock: &Stock, plan: &Plan, options: &Options) -> Summary {
+    let Plan { verdicts, deletion, reclaim, waiting_for, cost } = plan;
     let deleted: Vec<_> = deletion.packs.iter().filter_map(|id| stock.packs.get(id)).collect();
     let mut summary = Summary {
         forgotten: verdicts.iter().filter(|v| v.keep.is_empty()).count() as u64,
-        verdicts,
+        verdicts: verdicts.clone(),
         packs_deleted: deleted.len() as u64,
         bytes_deleted: deleted.iter().map(|l| l.bytes).sum(),
         packs_condemned: (reclaim.unused.len() + reclaim.repack.len()) as u64,
         bytes_condemned: reclaim.bytes,
         packs_repacked: reclaim.repack.len() as u64,
         bytes_repacked: reclaim.repack_bytes,
+        bytes_rewritten: 0,
         bytes_unused_kept: reclaim.unused_kept_bytes,
-        waiting_for,
+        over_budget: reclaim.over_budget,
+        cost: *cost,
+        waiting_for: waiting_for.clone(),
     };
     if options.dry_run && options.instant {
         summary.packs_deleted += summary.packs_condemned;

@@ -157,7 +157,8 @@ fn prune_with_intruder(
 ) -> Summary {
     let act = Mutex::new(Some(Box::new(act) as Act));
     let store = Arc::new(Intruder { inner: world.memory.clone(), folder, act });
-    let summary = run(&world.reopen_through(store.clone()), &strict(policy), &Reporter::silent()).unwrap();
+    let summary =
+        run(&world.reopen_through(store.clone()), &strict(policy), &mut |_| {}, &Reporter::silent()).unwrap();
     assert!(store.act.lock().unwrap().is_none(), "the moment came");
     world.memory.advance(10);
     summary
@@ -242,7 +243,7 @@ fn a_run_taken_for_dead_deletes_nothing() {
     };
     let act = Mutex::new(Some(Box::new(act) as Act));
     let store = Arc::new(Intruder { inner: world.memory.clone(), folder: layout::TOMBS, act });
-    let result = run(&world.reopen_through(store), &strict(Policy::default()), &Reporter::silent());
+    let result = run(&world.reopen_through(store), &strict(Policy::default()), &mut |_| {}, &Reporter::silent());
     assert!(matches!(result, Err(Error::Refused { .. })));
     let gone: Vec<_> = before.into_iter().filter(|p| !objects(&world).contains(p)).collect();
     assert!(gone.iter().all(|p| p.starts_with(layout::TOMBS)), "{gone:?}");
@@ -252,9 +253,10 @@ fn a_run_taken_for_dead_deletes_nothing() {
 #[test]
 fn every_crash_leaves_all_snapshots_whole() {
     let two_prunes = |world: &World, store: &Arc<Faulty>, options: &Options| -> Result<()> {
-        run(&world.reopen_through(store.clone()), options, &Reporter::silent())?;
+        run(&world.reopen_through(store.clone()), options, &mut |_| {}, &Reporter::silent())?;
         world.memory.advance(10);
-        run(&world.reopen_through(store.clone()), &strict(Policy::default()), &Reporter::silent()).map(drop)
+        run(&world.reopen_through(store.clone()), &strict(Policy::default()), &mut |_| {}, &Reporter::silent())
+            .map(drop)
     };
     for instant in [false, true] {
         let options = Options { instant, ..strict(keep_last(2)) };

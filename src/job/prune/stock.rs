@@ -8,8 +8,15 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::control::SessionKind;
 use crate::id::{PackId, SnapshotId};
-use crate::repo::{Condemnation, Lost, Marks, Named, Repository, Running, SessionGuard};
+use crate::index::BlobIndex;
+use crate::repo::{Condemnation, IndexFile, Lost, Marks, Named, Repository, Running, SessionGuard};
 use crate::report::Reporter;
+
+/// More small index files than this are merged.
+const MAX_SMALL_INDEX_FILES: usize = 16;
+/// Most blobs in one index file that a prune writes, which then has some 13 MB. Reading and writing one takes a few
+/// times as much memory, beside the index of all.
+pub const MAX_INDEX_BLOBS: u64 = 256 << 10;
 
 /// How often a prune tries again when another one began at the same moment.
 const ATTEMPTS: u8 = 3;
@@ -25,15 +32,13 @@ pub struct Stock {
     /// Records of condemned packs.
     pub records: Vec<Condemnation>,
     /// The index files that are in memory.
-    pub index_files: Vec<String>,
+    pub index_files: Vec<IndexFile>,
     /// The packs in the store.
     pub packs: HashMap<PackId, Listed>,
     /// Packs that a running writer may just have stored, or that came while this was listed.
     pub young: HashSet<PackId>,
     /// Packs in the index that are missing, or don't have the length they should have.
     pub unsound: HashSet<PackId>,
-    /// Whether there are packs that no index file describes; they are in the index in memory.
-    pub adopted: bool,
 }
 
 /// Begins a prune's session, clears dead sessions away, and makes sure that no other prune runs.
@@ -88,7 +93,7 @@ impl Stock {
         }
         let records = repo.condemned(reporter)?;
         let loaded = repo.load_index_files(&records, reporter)?;
-        let adopted = !repo.adopt_packs(reporter)?.is_empty();
+        repo.adopt_packs(reporter)?;
 
         let mut young = HashSet::new();
         if let Some(oldest) = live.iter().map(|s| s.first_seen).min() {
@@ -105,7 +110,24 @@ impl Stock {
         let index = repo.index();
         let unsound = index.packs().iter().filter(|p| !is_sound(&p.id, p.file_bytes)).map(|p| p.id).collect();
         drop(index);
-        Ok(Self { live, snapshots, marks, records, index_files: loaded.files, packs, young, unsound, adopted })
+        Ok(Self { live, snapshots, marks, records, index_files: loaded.files, packs, young, unsound })
+    }
+
+    /// The index files that are to be replaced when some packs go: those that describe one of them, and with them the
+    /// small ones; these also where there are many.
+    pub fn index_files_to_replace(
+        &self,
+        index: &BlobIndex,
+        going: &HashSet<PackId>,
+    ) -> impl Iterator<Item = &IndexFile> {
+        let is_small = |file: &IndexFile| file.blobs < MAX_INDEX_BLOBS / 2;
+        let small = self.index_files.iter().filter(|f| is_small(f)).count();
+        let merge = !going.is_empty() || small > MAX_SMALL_INDEX_FILES;
+        let goes = move |number: u32| index.packs().get(number as usize).is_some_and(|pack| going.contains(&pack.id));
+        self.index_files.iter().filter(move |file| {
+            let concerned = file.overlaps || file.packs.clone().any(goes);
+            (!going.is_empty() && concerned) || (merge && is_small(file))
+        })
     }
 
     /// The ids of the snapshots.

@@ -27,7 +27,7 @@ pub(super) fn strict(policy: Policy) -> Options {
 }
 
 pub(super) fn prune_with(world: &World, options: &Options) -> Result<Summary> {
-    run(&world.reopen_through(world.memory.clone()), options, &Reporter::silent())
+    run(&world.reopen_through(world.memory.clone()), options, &mut |_| {}, &Reporter::silent())
 }
 
 pub(super) fn prune(world: &World, policy: Policy) -> Summary {
@@ -218,7 +218,7 @@ fn a_snapshot_that_needs_a_condemned_pack_reinstates_it() {
     assert_eq!(world.read_all(), [5, 6]);
     let repo = world.reopen();
     let needed = repo.reachable([tree], &Reporter::silent()).unwrap();
-    assert!(needed.iter().all(|id| repo.index().is_usable(id)));
+    assert!(needed.ids(&repo.index()).iter().all(|id| !repo.index().usable_slots(id).is_empty()));
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn a_dry_run_writes_nothing_and_says_what_will_happen() {
         let before = objects(&world);
         let store = Arc::new(Faulty::new(world.memory.clone(), 0));
         let dry = Options { dry_run: true, ..options.clone() };
-        let planned = run(&world.reopen_through(store.clone()), &dry, &Reporter::silent()).unwrap();
+        let planned = run(&world.reopen_through(store.clone()), &dry, &mut |_| {}, &Reporter::silent()).unwrap();
         assert_eq!((store.writes(), objects(&world)), (0, before));
         let done = prune(&world, options.policy);
         let figures = |s: &Summary| {
@@ -414,7 +414,7 @@ fn a_mark_that_can_not_be_read_may_pin_anything() {
     world.damage(&mark);
     let repo = world.reopen_through(world.memory.clone());
     let reporter = Reporter::silent();
-    let summary = run(&repo, &strict(keep_last(1)), &reporter).unwrap();
+    let summary = run(&repo, &strict(keep_last(1)), &mut |_| {}, &reporter).unwrap();
     assert_eq!(summary.forgotten, 0);
     assert!(summary.packs_condemned > 0, "space is reclaimed as ever");
     assert!(reporter.problems().iter().any(|p| p.what == mark && p.why.contains("forgets none")));

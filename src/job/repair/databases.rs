@@ -10,8 +10,10 @@ use crate::error::Result;
 use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pack::Entry;
 use crate::format::pagemap::{FAN_OUT, Inner, LEAF_PAGES, PageRef, Root, StoredLeaf};
+use crate::format::segment::SlotSet;
 use crate::format::tree::{Content, split_ids};
 use crate::id::BlobId;
+use crate::index::Place;
 use crate::repo::{MAX_BASE_DEPTH, Repository, Writer, encode_frame};
 
 /// Pages are gathered and stored in pieces of this many bytes.
@@ -54,7 +56,7 @@ pub(super) struct Pages<'a> {
     have: &'a Have,
     /// Lost pages of leaves, counted from 0 within the leaf.
     leaves: HashMap<BlobId, Rc<Vec<Range<u64>>>>,
-    segments: HashMap<BlobId, bool>,
+    segments: HashMap<BlobId, SlotSet>,
     maps: HashMap<BlobId, Option<Damage>>,
 }
 
@@ -129,7 +131,7 @@ impl<'a> Pages<'a> {
         }
         let mut lost = Vec::new();
         for (n, at) in (0..).zip(self.leaf(map, number)?) {
-            let is_there = at.is_some_and(|at| self.has_segment(&at.segment, 0));
+            let is_there = at.is_some_and(|at| self.slots_of(&at.segment, 0).has(at.slot));
             if !is_there {
                 push_range(&mut lost, n..n + 1);
             }
@@ -163,20 +165,28 @@ impl<'a> Pages<'a> {
         Ok(pages)
     }
 
-    /// Whether a segment is there, with all that it leans on, as far as the index tells.
-    fn has_segment(&mut self, id: &BlobId, depth: usize) -> bool {
+    /// Which slots of a segment are there, with all that they lean on, as far as the index tells.
+    fn slots_of(&mut self, id: &BlobId, depth: usize) -> SlotSet {
         if let Some(known) = self.segments.get(id) {
             return *known;
         }
-        let bases: Vec<Vec<BlobId>> = {
+        let copies: Vec<(SlotSet, Vec<BlobId>)> = {
             let index = self.repo.index();
             let places = index.places(id).filter(|p| self.have.is_there(*p, BlobType::Segment));
-            places.filter_map(|p| index.frame(p)).map(|(_, frame)| frame.bases.to_vec()).collect()
+            let copy = |p: Place| {
+                let (pack, _) = index.frame(p)?;
+                Some((index.slots(p).copied().unwrap_or(SlotSet::ALL), pack.bases(p.frame).to_vec()))
+            };
+            places.filter_map(copy).collect()
         };
-        let is_there = depth <= MAX_BASE_DEPTH
-            && bases.iter().any(|bases| bases.iter().all(|base| self.has_segment(base, depth + 1)));
-        self.segments.insert(*id, is_there);
-        is_there
+        let mut there = SlotSet::default();
+        for (slots, bases) in copies.iter().filter(|_| depth <= MAX_BASE_DEPTH) {
+            if bases.iter().all(|base| self.slots_of(base, depth + 1).holds(&SlotSet::ALL)) {
+                there.add(slots);
+            }
+        }
+        self.segments.insert(*id, there);
+        there
     }
 
     /// Stores what is left of a database as the content of a plain file, and says what stands in place of lost pages.

@@ -17,7 +17,7 @@ use super::reuse::{self, open_regular};
 use super::write::Part;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, Root};
-use crate::format::segment::Decoded;
+use crate::format::segment::{Decoded, SlotSet};
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
 use crate::source::temporary::Temporary;
@@ -199,10 +199,12 @@ impl Window {
             run.each(context.repo, |items, opened| {
                 let pages = self.pages.get(items).unwrap_or_default();
                 let Some((id, _)) = pages.first().and_then(|p| self.segment(p)) else { return Ok(()) };
+                let mut wanted = SlotSet::default();
+                pages.iter().for_each(|page| wanted.insert(page.slot));
                 let decoded = match opened.map(|(reader, body)| context.repo.decode_segment(&id, reader, body, 0)) {
-                    Some(Ok(decoded)) => decoded,
-                    // Another copy of it may be sound.
-                    _ => context.repo.read_segment(&id)?,
+                    Some(Ok(decoded)) if decoded.present().holds(&wanted) => decoded,
+                    // Another copy of it may be sound, or have pages that a prune left out of this one.
+                    _ => context.repo.read_slots(&id, &wanted)?,
                 };
                 write_pages(context, root, made, &id, &decoded, pages, writes_zeros)
             })
