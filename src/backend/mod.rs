@@ -12,7 +12,7 @@ mod memory;
 use crate::error::Result;
 use crate::format::cbor::Time;
 
-pub use fault::Faulty;
+pub use fault::{Call, Fault, Faulty, Op};
 pub use local::Local;
 pub use memory::Memory;
 

@@ -63,7 +63,7 @@ fn refuse_pinned(repo: &Repository, ids: &[SnapshotId]) -> Result<()> {
 /// [`Error::Refused`] if a prefix names none or several of the forgotten snapshots, or something is missing.
 pub fn undo_forget(repo: &Arc<Repository>, prefixes: &[String], reporter: &Reporter) -> Result<Vec<SnapshotId>> {
     let session = SessionGuard::start(repo, SessionKind::Write)?;
-    repo.load_index(reporter)?;
+    repo.load_index_to_write(reporter)?;
     let (tombs, _) = repo.read_tombs()?;
     let mut chosen: Vec<&Named> = Vec::new();
     for prefix in prefixes {

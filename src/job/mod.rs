@@ -19,3 +19,5 @@ mod sample;
 pub mod stats;
 pub mod tag;
 pub mod unlock;
+#[cfg(test)]
+mod whole_tests;

@@ -25,7 +25,7 @@ pub struct Summary {
 /// When the store fails.
 pub fn run(repo: &Arc<Repository>, all: bool, reporter: &Reporter) -> Result<Summary> {
     let session = SessionGuard::start(repo, SessionKind::Write)?;
-    repo.load_index(reporter)?;
+    repo.load_index_to_write(reporter)?;
     let before = session.others()?;
     session.adopt_leftovers(reporter)?;
     let left = session.others()?;
@@ -33,7 +33,7 @@ pub fn run(repo: &Arc<Repository>, all: bool, reporter: &Reporter) -> Result<Sum
     for other in before {
         let is_left = left.iter().any(|s| s.name == other.name);
         if is_left && all {
-            repo.index_packs(&repo.adopt_packs(reporter)?)?;
+            session.adopt(reporter)?;
             repo.reap(&other)?;
         }
         if is_left && !all { &mut summary.running } else { &mut summary.removed }.push(other.describe());

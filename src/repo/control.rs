@@ -274,11 +274,12 @@ impl Repository {
         Ok(self.sessions()?.iter().any(may_prune))
     }
 
-    /// All records of condemned packs. One that can't be read is reported and left out: what no prune can read, no
-    /// prune acts on.
+    /// All records of condemned packs. A damaged one is reported and left out: what no prune can read, no prune acts
+    /// on.
     ///
     /// # Errors
-    /// When the store can't be listed.
+    /// When the store can't be listed, or fails to hand out a record: a prune may read it the next moment, and act on
+    /// it, so nobody who relies on packs may do without it.
     pub fn condemned(&self, reporter: &Reporter) -> Result<Vec<Condemnation>> {
         let mut out = Vec::new();
         for Listed { path, modified, .. } in self.backend.list(layout::GC)? {
@@ -286,12 +287,14 @@ impl Repository {
             match read.and_then(|bytes| control::open(&self.keys, Kind::Gc, &bytes, &path)) {
                 Ok(record) => out.push(Condemnation { path, modified, record }),
                 Err(Error::Missing { .. }) => {}
-                Err(e) => reporter.problem(Problem {
+                // A version that nobody wrote is damage here: a newer program would have changed the config.
+                Err(e @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => reporter.problem(Problem {
                     severity: Severity::Note,
                     what: path,
                     why: format!("{e}; nothing will be deleted on account of it"),
                     hint: Some("run `snapshot repair index`, which removes it".into()),
                 }),
+                Err(e) => return Err(e),
             }
         }
         Ok(out)

@@ -115,8 +115,7 @@ fn read(repo: &Repository, live: &[Piece]) -> Result<Vec<Moved>> {
             return Err(Error::corrupt(format!("segment {first}"), why));
         }
         let slots = slots.as_deref().filter(|slots| !slots.holds(&decoded.present()));
-        let frame =
-            slots.map_or_else(|| whole(&reader, &blobs, body), |slots| without_others(*first, &decoded, slots));
+        let frame = slots.map_or_else(|| whole(&reader, &blobs, body), |slots| without_others(*first, &decoded, slots));
         return Ok(vec![Moved::Frame(frame)]);
     }
     let plain = reader.decode(body.clone())?;

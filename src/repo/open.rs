@@ -27,6 +27,8 @@ pub struct LoadedIndex {
     pub files: Vec<IndexFile>,
     /// Whether these were all that were listed.
     pub complete: bool,
+    /// Why one could not be had that may be sound, if that happened.
+    pub unread: Option<Error>,
 }
 
 /// An index file that is in memory.
@@ -170,16 +172,34 @@ impl Repository {
         Ok(!bad.is_empty())
     }
 
-    /// Loads all index files and marks condemned packs. An index file that can't be used is reported and skipped, and
-    /// the packs that it may have described are read instead: the index never blocks a restore.
+    /// Loads all index files and marks condemned packs, for reading. An index file that can't be used is reported and
+    /// skipped, and the packs that it may have described are read instead: the index never blocks a restore, and nor
+    /// does a record of condemned packs.
     ///
     /// # Errors
     /// When the store can't be listed.
     pub fn load_index(&self, reporter: &Reporter) -> Result<()> {
-        // Before the index: were a pack deleted between the two, its record would be gone, and the pack of the older
-        // index would pass for one that may be relied on.
+        let condemned = self.condemned(reporter).or_else(|e| {
+            reporter.warn(Severity::Note, layout::GC, self.only_this_object(e)?);
+            Ok::<_, Error>(Vec::new())
+        })?;
+        self.load_index_after(&condemned, reporter)
+    }
+
+    /// Does the same for whoever will rely on the packs that the index names: without every record of condemned packs,
+    /// one that a prune is about to delete might be among them.
+    ///
+    /// # Errors
+    /// When the store fails to list anything or to hand out such a record.
+    pub fn load_index_to_write(&self, reporter: &Reporter) -> Result<()> {
         let condemned = self.condemned(reporter)?;
-        if !self.load_index_files(&condemned, reporter)?.complete {
+        self.load_index_after(&condemned, reporter)
+    }
+
+    /// The records come before the index: were a pack deleted between the two, its record would be gone, and the pack
+    /// of the older index would pass for one that may be relied on.
+    fn load_index_after(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<()> {
+        if !self.load_index_files(condemned, reporter)?.complete {
             self.adopt_packs(reporter)?;
         }
         Ok(())
@@ -194,7 +214,7 @@ impl Repository {
         // What is there already would be held beside what replaces it.
         self.replace_index(BlobIndex::default());
         let mut index = Builder::new((listed.iter().map(|l| l.bytes).sum::<u64>() / RECORD_BYTES) as usize);
-        let mut loaded = LoadedIndex { files: Vec::new(), complete: true };
+        let mut loaded = LoadedIndex { files: Vec::new(), complete: true, unread: None };
         for some in listed.chunks(INDEX_FILES_AT_ONCE) {
             let opened: Vec<_> = some.par_iter().map(|l| self.open_index(&l.path)).collect();
             for (listed, opened) in some.iter().zip(opened) {
@@ -216,6 +236,7 @@ impl Repository {
                             why: format!("{e}; packs are read instead, which is slower"),
                             hint: Some("run `snapshot repair index`".into()),
                         });
+                        loaded.unread = loaded.unread.or(Some(e).filter(|e| !matches!(e, Error::Corrupt { .. })));
                     }
                 }
             }

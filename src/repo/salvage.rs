@@ -53,7 +53,13 @@ struct Piece {
 impl Salvage {
     /// For these packs, as `index` describes them, if it does. Nothing is stored before there is something to store.
     pub fn new(repo: &Arc<Repository>, index: &BlobIndex, packs: &HashSet<PackId>) -> Self {
-        Self { repo: repo.clone(), told: told_of(index, packs), mover: None, saved: HashSet::new(), whole: HashSet::new() }
+        Self {
+            repo: repo.clone(),
+            told: told_of(index, packs),
+            mover: None,
+            saved: HashSet::new(),
+            whole: HashSet::new(),
+        }
     }
 
     /// Stores again what can be read of a file that is, or should be, one of these packs, but for blobs that `elsewhere`

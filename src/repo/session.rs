@@ -34,6 +34,8 @@ pub struct Running {
     pub name: String,
     /// What it is; `None` if it can't be read, which counts as a writer.
     pub session: Option<Session>,
+    /// Whether the store failed to hand it out: it may be a prune, beside which no other runs.
+    pub is_unread: bool,
     /// Its first sign of life, by the store's clock.
     pub first_seen: Time,
     /// Its last sign of life, by the store's clock.
@@ -155,10 +157,21 @@ impl SessionGuard {
         if dead.is_empty() {
             return Ok(());
         }
-        let adopted = self.repo.adopt_packs(reporter)?;
-        // The index must name them before the last trace of that session goes.
-        self.repo.index_packs(&adopted)?;
+        self.adopt(reporter)?;
         dead.into_iter().try_for_each(|s| self.repo.reap(s))
+    }
+
+    /// Takes over packs that no index file describes: the index must name them before the last trace of the session
+    /// goes that stored them.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn adopt(&self, reporter: &Reporter) -> Result<()> {
+        let mut adopted = self.repo.adopt_packs(reporter)?;
+        // Not what a prune has condemned since: it may be deleting that now, and has listed the index files that go with
+        // it.
+        adopted.retain(|pack| !self.repo.index().is_condemned(&pack.id));
+        self.repo.index_packs(&adopted).map(drop)
     }
 
     /// Ends the session.
@@ -196,16 +209,22 @@ impl Repository {
             let entry = found.entry(name.clone()).or_insert_with(|| Running {
                 name,
                 session: None,
+                is_unread: false,
                 first_seen: listed.modified,
                 last_seen: listed.modified,
                 paths: Vec::new(),
             });
             entry.first_seen = entry.first_seen.min(listed.modified);
             entry.last_seen = entry.last_seen.max(listed.modified);
-            if entry.session.is_none()
-                && let Ok(bytes) = self.backend.get(&listed.path, MAX_CONTROL_BYTES as u64)
-            {
-                entry.session = control::open(&self.keys, Kind::Session, &bytes, &listed.path).ok();
+            if entry.session.is_none() {
+                match self.backend.get(&listed.path, MAX_CONTROL_BYTES as u64) {
+                    Ok(bytes) => {
+                        entry.session = control::open(&self.keys, Kind::Session, &bytes, &listed.path).ok();
+                    }
+                    // It has ended since it was listed, or nobody can read it.
+                    Err(Error::Missing { .. } | Error::Corrupt { .. }) => {}
+                    Err(_) => entry.is_unread = true,
+                }
             }
             entry.paths.push(listed.path);
         }

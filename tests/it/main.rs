@@ -21,6 +21,7 @@ mod prune;
 mod repair;
 mod restoring;
 mod restoring_attributes;
+mod restoring_on;
 mod roles;
 mod selection;
 mod sqlite;

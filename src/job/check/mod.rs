@@ -174,7 +174,7 @@ fn load_index(repo: &Repository, reporter: &Reporter) -> Result<Vec<String>> {
         }
     }
     // Records of condemned packs are checked with the control objects; here they only order the places of blobs.
-    let condemned = repo.condemned(&Reporter::silent())?;
+    let condemned = repo.condemned(&Reporter::silent()).or_else(|e| repo.only_this_object(e).map(|_| Vec::new()))?;
     index.condemn(condemned.into_iter().flat_map(|c| c.record.packs));
     repo.replace_index(index);
     Ok(loaded)

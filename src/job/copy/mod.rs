@@ -82,7 +82,7 @@ pub fn run(
         ));
     }
     let session = SessionGuard::start(to, SessionKind::Write)?;
-    to.load_index(reporter)?;
+    to.load_index_to_write(reporter)?;
     session.adopt_leftovers(reporter)?;
     from.load_index(reporter)?;
     let mut summary = Summary::default();

@@ -9,6 +9,7 @@ use crate::format::snapshot::Counts;
 use crate::format::tree::{Node, NodeKind};
 use crate::id::BlobId;
 use crate::repo::Writer;
+use crate::report::{Reporter, Severity};
 
 /// What was collected.
 pub struct Collected {
@@ -21,6 +22,7 @@ pub struct Collected {
 struct Collecting<'a> {
     ends: &'a Collector,
     writer: &'a mut Writer,
+    reporter: &'a Reporter,
     /// The directories that are open, the root first.
     open: Vec<(Node, Vec<Node>)>,
     batch: VecDeque<Option<Node>>,
@@ -35,10 +37,11 @@ struct Collecting<'a> {
 ///
 /// # Errors
 /// When storing has failed, or another stage ended early.
-pub fn collect(ends: &Collector, writer: &mut Writer) -> Result<Collected> {
+pub fn collect(ends: &Collector, writer: &mut Writer, reporter: &Reporter) -> Result<Collected> {
     let mut collecting = Collecting {
         ends,
         writer,
+        reporter,
         open: Vec::new(),
         batch: VecDeque::new(),
         chunks: Vec::new(),
@@ -70,6 +73,9 @@ impl Collecting<'_> {
                 if let Some(first) = first {
                     let Node { content, extents, database, unverified, size, kind, .. } = first.clone();
                     self.add(Node { content, extents, database, unverified, size, kind, ..*node });
+                } else {
+                    let why = "it can't be read: it is a further name of a file that could not be read";
+                    self.reporter.warn(Severity::Source, self.path_of(&node.name), why);
                 }
             }
             Event::Chunk(ticket) => {
@@ -89,6 +95,12 @@ impl Collecting<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The path of a name in the directory that is open last, from the root of the snapshot, for people.
+    fn path_of(&self, name: &[u8]) -> String {
+        let above = self.open.iter().skip(1).map(|(node, _)| &node.name[..]);
+        above.chain([name]).map(|name| format!("/{}", String::from_utf8_lossy(name))).collect()
     }
 
     fn redeem(&mut self, ticket: &Ticket) -> Result<Outcome> {

@@ -59,7 +59,11 @@ impl Walker<'_> {
         // Of the other lengths, a small file is looked at when it is read anyway; a large one, which a crash may have
         // cut or left half extended, is opened once more.
         let can_be = size.is_multiple_of(SMALLEST_PAGE_BYTES) || size > self.chunker.min_bytes() as u64;
-        if entry.node.kind != NodeKind::File || size < SMALLEST_PAGE_BYTES || !can_be || entry.is_link {
+        if entry.node.kind != NodeKind::File
+            || size < SMALLEST_PAGE_BYTES
+            || !can_be
+            || self.is_further_name(&entry.node)
+        {
             return Ok(false);
         }
         let older_record = older.and_then(|node| node.database.as_ref());
@@ -70,6 +74,7 @@ impl Walker<'_> {
             let (size, database) = (older.size, older.database.clone());
             let xattrs = older.xattrs.clone();
             let node = Node { kind: NodeKind::Database, size, database, xattrs, ..entry.node.clone() };
+            self.begin(&node);
             self.feeder.event(Event::Node(Box::new(node)))?;
             return Ok(true);
         }
@@ -93,6 +98,7 @@ impl Walker<'_> {
                 self.add_xattrs(&entry.path, &mut node);
                 (node.kind, node.size, node.database) = (NodeKind::Database, Some(captured.bytes), Some(record));
                 self.reporter.advance(0, 1);
+                self.begin(&node);
                 self.feeder.event(Event::Node(Box::new(node)))?;
                 Ok(true)
             }

@@ -111,7 +111,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     };
     let host = options.host.clone().unwrap_or_else(host);
     let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };
-    repo.load_index(reporter)?;
+    repo.load_index_to_write(reporter)?;
     if let Some(session) = &session {
         session.adopt_leftovers(reporter)?;
     }
@@ -193,7 +193,7 @@ fn flow(
             .stack_size(WALK_STACK_BYTES)
             .spawn_scoped(scope, move || walker.run(top, older))
             .map_err(|e| Error::refused(format!("no thread can be started: {e}"), "try again"))?;
-        let collected = collect(&ends, writer);
+        let collected = collect(&ends, writer, reporter);
         drop(ends);
         let walked =
             walking.join().unwrap_or_else(|_| Err(Error::refused("the walk failed unexpectedly", "report this")));

@@ -45,7 +45,8 @@ pub struct Walker<'a> {
     pub(super) owners: Owners,
     /// Numbers of the groups of hard links, by device and inode.
     links: HashMap<(u64, u64), u64>,
-    last_link: u64,
+    /// The groups of which one name was handed on: the others come after it and refer to it.
+    begun: HashSet<u64>,
     excludes: Excludes,
     device: Option<u64>,
     /// Databases that were read so far, rather than found to be unchanged.
@@ -57,8 +58,6 @@ pub(super) struct Entry {
     pub path: PathBuf,
     pub meta: Metadata,
     pub node: Node,
-    /// A further name of a file that came before.
-    pub is_link: bool,
 }
 
 impl<'a> Walker<'a> {
@@ -83,7 +82,7 @@ impl<'a> Walker<'a> {
             previous_start: None,
             owners: Owners::default(),
             links: HashMap::new(),
-            last_link: 0,
+            begun: HashSet::new(),
             excludes: Excludes::new(Path::new("/"), &options.excludes, &options.exclude_files)?,
             device: None,
             captures: 0,
@@ -213,9 +212,6 @@ impl<'a> Walker<'a> {
         older: &HashMap<Vec<u8>, Node>,
         captured: &mut HashSet<Vec<u8>>,
     ) -> Result<Vec<Entry>> {
-        for entry in before.iter().filter(|entry| !entry.is_link) {
-            self.links.remove(&(entry.meta.dev(), entry.meta.ino()));
-        }
         let mut before: HashMap<_, _> = before.into_iter().map(|e| (e.node.name.to_vec(), e.node.unverified)).collect();
         let (mut known, mut new) = (Vec::new(), Vec::new());
         for mut entry in self.list(directory, false) {
@@ -298,15 +294,22 @@ impl<'a> Walker<'a> {
 
     fn stat(&mut self, name: &[u8], path: PathBuf, meta: Metadata) -> Entry {
         let mut node = self.node(name, &meta);
-        let mut is_link = false;
         if node.kind == NodeKind::File && meta.nlink() > 1 {
-            let next = self.last_link + 1;
-            let group = *self.links.entry((meta.dev(), meta.ino())).or_insert(next);
-            node.hard_link = Some(group);
-            is_link = group != next;
-            self.last_link = self.last_link.max(group);
+            let next = self.links.len() as u64 + 1;
+            node.hard_link = Some(*self.links.entry((meta.dev(), meta.ino())).or_insert(next));
         }
-        Entry { path, meta, node, is_link }
+        Entry { path, meta, node }
+    }
+
+    /// Whether it is a further name of a file that was handed on. Names are listed in another order than they are
+    /// handed on: what is in a directory comes before the names that follow that directory's.
+    pub(super) fn is_further_name(&self, node: &Node) -> bool {
+        node.hard_link.is_some_and(|group| self.begun.contains(&group))
+    }
+
+    /// Notes that a name is handed on.
+    pub(super) fn begin(&mut self, node: &Node) {
+        self.begun.extend(node.hard_link);
     }
 
     fn entry(&mut self, mut entry: Entry, older: Option<&Node>) -> Result<()> {
@@ -346,10 +349,11 @@ impl<'a> Walker<'a> {
     }
 
     fn file(&mut self, mut entry: Entry, older: Option<&Node>) -> Result<()> {
-        if entry.is_link {
+        if self.is_further_name(&entry.node) {
             self.add_xattrs(&entry.path, &mut entry.node);
             return Ok(self.feeder.event(Event::Link(Box::new(entry.node)))?);
         }
+        self.begin(&entry.node);
         if let Some(older) = older
             && self.is_unchanged(&entry.node, older)
         {

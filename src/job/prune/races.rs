@@ -157,8 +157,7 @@ fn prune_with_intruder(
 ) -> Summary {
     let act = Mutex::new(Some(Box::new(act) as Act));
     let store = Arc::new(Intruder { inner: world.memory.clone(), folder, act });
-    let summary =
-        run(&world.reopen_through(store.clone()), &strict(policy), &mut |_| {}, &Reporter::silent()).unwrap();
+    let summary = run(&world.reopen_through(store.clone()), &strict(policy), &mut |_| {}, &Reporter::silent()).unwrap();
     assert!(store.act.lock().unwrap().is_none(), "the moment came");
     world.memory.advance(10);
     summary

@@ -56,7 +56,7 @@ pub fn begin(repo: &Arc<Repository>) -> Result<SessionGuard> {
         for other in session.others()? {
             if other.is_dead(session.store_time()) {
                 repo.reap(&other)?;
-            } else if other.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune) {
+            } else if other.is_unread || other.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune) {
                 rival = Some(other);
             }
         }
@@ -93,6 +93,10 @@ impl Stock {
         }
         let records = repo.condemned(reporter)?;
         let loaded = repo.load_index_files(&records, reporter)?;
+        // It would be readable again, and name packs that this run deletes: the next writer would rely on them.
+        if let Some(error) = loaded.unread {
+            return Err(error);
+        }
         repo.adopt_packs(reporter)?;
 
         let mut young = HashSet::new();

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::format::MAX_CONTROL_BYTES;
 use crate::format::control::{self, Condemned, SessionKind};
 use crate::format::header::Kind;
-use crate::repo::{Repository, SessionGuard};
+use crate::repo::{Repository, Running, SessionGuard};
 
 /// What `repair index` and `repair packs` did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,9 +69,8 @@ impl Summary {
 fn begin(repo: &Arc<Repository>) -> Result<SessionGuard> {
     let session = SessionGuard::start(repo, SessionKind::Prune)?;
     let now = session.store_time();
-    let is_prune = |kind| kind == SessionKind::Prune;
-    let others = session.others()?;
-    match others.iter().find(|s| s.session.as_ref().is_some_and(|s| is_prune(s.kind)) && !s.is_dead(now)) {
+    let may_prune = |s: &Running| s.is_unread || s.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune);
+    match session.others()?.iter().find(|s| may_prune(s) && !s.is_dead(now)) {
         Some(other) => Err(Error::Locked { what: "the repository's index".into(), by: other.describe() }),
         None => Ok(session),
     }

@@ -124,7 +124,11 @@ fn salvage(
     let mut salvage = Salvage::new(repo, &stock.old, &bad.iter().map(|b| b.id).collect());
     let mut results: Vec<Salvaged> = Vec::new();
     for bad in bad {
-        results.push(salvage.pack(&bad.listed, |id| sound.places(id).any(|place| sound.slots(place).is_none()), reporter)?);
+        results.push(salvage.pack(
+            &bad.listed,
+            |id| sound.places(id).any(|place| sound.slots(place).is_none()),
+            reporter,
+        )?);
     }
     let mut lost: HashSet<BlobId> = HashSet::new();
     for (bad, result) in bad.iter().zip(&mut results) {
