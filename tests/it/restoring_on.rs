@@ -173,7 +173,7 @@ fn an_unfinished_restore_of_something_else_is_named() {
 
 #[test]
 fn a_full_disk_ends_it_and_more_room_lets_it_go_on() {
-    world::in_private_mounts("restoring::a_full_disk_ends_it_and_more_room_lets_it_go_on", || {
+    world::in_private_mounts("restoring_on::a_full_disk_ends_it_and_more_room_lets_it_go_on", || {
         let world = World::new();
         let mut dice = Dice::new(1);
         for i in 0..20 {
