@@ -283,7 +283,8 @@ damaged_blobs, salvaged_blobs, packs_condemned, next.";
 pub const REPAIR_SNAPSHOTS: &str = "\
 Each snapshot that lost something gets another one beside it, of the same source, time and generation and with the tag \
 `salvaged`, without the files and databases that can't be had whole. What is missing is listed: files, directories, and \
-for databases the numbers of the lost pages, as SQLite counts them. What is identical in any pack is no loss. Run `snapshot \
+for databases the numbers of the lost pages, as SQLite counts them. What is identical in any pack is no loss; \
+lost pages that are the same in another generation, one taken after the damage included, are put back first. Run `snapshot \
 repair packs` and `snapshot create` first: they find damaged data, and bring back what the source still has. The \
 damaged snapshots stay, and hold up prunes, until they are forgotten; then `snapshot undo-forget` takes them back as long \
 as their data is there.
@@ -297,7 +298,7 @@ Examples:
   snapshot repair snapshots --keep-databases other-generations
   snapshot repair snapshots --forget
 
-With --json: examined, affected (an array: snapshot_id, host, source, generation, time, salvaged_id, forgotten, lost: an \
+With --json: examined, healed_pages, affected (an array: snapshot_id, host, source, generation, time, salvaged_id, forgotten, lost: an \
 array with path, kind and, for databases, pages, lost_pages, kept_as), unreadable, mended, dry_run, next.";
 
 pub const KEY: &str = "\

@@ -89,6 +89,7 @@ fn show_snapshots(context: &Context, summary: &SnapshotsSummary, dry_run: bool, 
         return out.json(
             &document(json!({
                 "examined": summary.examined,
+                "healed_pages": summary.healed_pages,
                 "affected": affected,
                 "unreadable": summary.unreadable,
                 "mended": summary.mended,
@@ -124,6 +125,11 @@ fn show_snapshots(context: &Context, summary: &SnapshotsSummary, dry_run: bool, 
     }
     for path in &summary.mended {
         out.line(format!("{path}: a flipped bit {}", if dry_run { "can be put right" } else { "was put right" }))?;
+    }
+    if summary.healed_pages > 0 {
+        let pages = count(summary.healed_pages, "lost page of databases is", "lost pages of databases are");
+        let done = if dry_run { "would be put back" } else { "put back, for all snapshots that need them" };
+        out.line(format!("{pages} the same elsewhere: {done}"))?;
     }
     let looked_at = count(summary.examined, "snapshot", "snapshots");
     match summary.affected.len() as u64 {

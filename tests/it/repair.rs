@@ -158,3 +158,43 @@ fn a_snapshot_with_a_flipped_bit_is_put_right_and_one_cut_short_is_given_up() {
     world.run(["repair", "snapshots", "--forget"]).expect(0);
     world.ok(["check"]);
 }
+
+#[test]
+fn pages_that_another_generation_has_heal_the_others() {
+    let world = World::new();
+    let path = world.write("data/app.db", "");
+    let db = Connection::open(&path).unwrap();
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)";
+    db.execute_batch(&format!(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, x); {rows} INSERT INTO t SELECT i, hex(randomblob(40)) FROM n"
+    ))
+    .unwrap();
+    drop(db);
+    world.ok(["create", "data"]);
+    Connection::open(&path).unwrap().execute("UPDATE t SET x = hex(randomblob(40)) WHERE id % 900 = 0", []).unwrap();
+    world.ok(["create", "data"]);
+    let states: Vec<_> = ["latest~1", "latest"].map(|s| world.ok(["dump", s, "data/app.db"]).stdout).into();
+
+    // The first frame is the segment with the first 256 pages.
+    let pack = &data_packs(&world)[0];
+    let mut bytes = fs::read(pack).unwrap();
+    bytes[30_000] ^= 0x10;
+    fs::write(pack, bytes).unwrap();
+    world.run(["dump", "latest", "data/app.db"]).expect(1);
+    world.run(["repair", "packs"]).expect(1);
+    world.ok(["create", "data"]);
+    let would = world.json_of(1, ["repair", "snapshots", "--dry-run"]);
+    let done = world.json_of(1, ["repair", "snapshots"]);
+    assert_eq!(would["healed_pages"], done["healed_pages"]);
+    assert!(done["healed_pages"].as_u64().unwrap() > 150, "{done}");
+
+    // All that the second generation needs is in the third. The first lacks the pages that only it had.
+    let second = world.list().iter().find(|s| s["generation"] == 2).unwrap()["id"].as_str().unwrap().to_owned();
+    assert!(world.ok(["dump", &second, "data/app.db"]).stdout == states[1]);
+    let affected = done["affected"].as_array().unwrap();
+    assert_eq!(affected.len(), 1, "{done}");
+    let lost = &affected[0]["lost"][0];
+    let ranges = lost["lost_pages"].as_array().unwrap().len();
+    assert!(affected[0]["generation"] == 1 && (1..30).contains(&ranges), "{lost}");
+    assert_eq!(world.json_of(1, ["repair", "snapshots"])["healed_pages"], 0);
+}

@@ -36,6 +36,18 @@ pub(super) struct Map {
     leaves: Vec<Option<BlobId>>,
 }
 
+impl Map {
+    /// How many leaves it has.
+    pub(super) fn leaf_count(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// A leaf's id, unless that is lost.
+    pub(super) fn leaf_id(&self, number: usize) -> Option<BlobId> {
+        self.leaves.get(number).copied().flatten()
+    }
+}
+
 /// What is lost of a database.
 #[derive(Clone)]
 pub(super) enum Damage {
@@ -145,7 +157,7 @@ impl<'a> Pages<'a> {
 
     /// Where the pages of a leaf are, as far as it and what it patches can be read. A patch is known whatever became of
     /// the leaves below it.
-    fn leaf(&self, map: &Map, number: usize) -> Result<Vec<Option<PageRef>>> {
+    pub(super) fn leaf(&self, map: &Map, number: usize) -> Result<Vec<Option<PageRef>>> {
         let mut pages: Vec<Option<PageRef>> = vec![None; map.root.leaf_pages(number)];
         let mut next = map.leaves.get(number).copied().flatten();
         for depth in 0..=MAX_PATCH_DEPTH {
@@ -166,7 +178,7 @@ impl<'a> Pages<'a> {
     }
 
     /// Which slots of a segment are there, with all that they lean on, as far as the index tells.
-    fn slots_of(&mut self, id: &BlobId, depth: usize) -> SlotSet {
+    pub(super) fn slots_of(&mut self, id: &BlobId, depth: usize) -> SlotSet {
         if let Some(known) = self.segments.get(id) {
             return *known;
         }

@@ -7,6 +7,7 @@
 //! no prune and no other repair runs at the same time; cut off anywhere it leaves more than there was, never less.
 
 mod databases;
+mod heal;
 mod index;
 mod packs;
 mod snapshots;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::begin;
 use super::databases::{Fill, Pages};
+use super::heal::heal;
 use super::trees::{Have, Mended, Mender};
 use crate::backend::layout;
 use crate::error::{Error, Result};
@@ -86,6 +87,8 @@ pub struct SnapshotsSummary {
     pub examined: u64,
     /// Those that lost something, oldest first.
     pub affected: Vec<Affected>,
+    /// Pages that were lost and are the same in another segment: these segments have them again.
+    pub healed_pages: u64,
     /// Paths of snapshots that can't be read themselves.
     pub unreadable: Vec<String>,
     /// Paths of snapshots and tombs of which a flipped bit was put right.
@@ -120,14 +123,15 @@ pub fn repair_snapshots(repo: &Arc<Repository>, options: &Options, reporter: &Re
     let adopted = repo.adopt_packs(reporter)?;
     let (snapshots, lost) = repo.read_snapshots()?;
     summary.examined = snapshots.len() as u64;
-    let have = Have::look(repo)?;
-    let writer = if options.dry_run {
-        Writer::dry(repo, LEVEL)
-    } else {
+    if !options.dry_run {
         // The new snapshots may rely on these.
         repo.index_packs(&adopted)?;
-        Writer::new(repo, LEVEL)
-    };
+    }
+    let writer = || if options.dry_run { Writer::dry(repo, LEVEL) } else { Writer::new(repo, LEVEL) };
+    let mut healing = writer();
+    summary.healed_pages = heal(repo, &Have::look(repo)?, &snapshots, &mut healing, LEVEL, reporter)?;
+    healing.finish()?;
+    let (have, writer) = (Have::look(repo)?, writer());
     let pages = Pages::new(repo, &have);
     let (all, fill) = (&snapshots[..], options.databases);
     let mut mender = Mender { repo, reporter, have: &have, pages, writer, trees: HashMap::new(), fill, all };
