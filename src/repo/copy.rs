@@ -2,6 +2,7 @@
 //! of it, and a segment without the pages that nobody needs. Every blob is verified on the way, so that damage is found
 //! here and not carried on.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -174,7 +175,7 @@ impl Repository {
     /// When a blob can't be read, or storage fails.
     pub fn rescue_condemned(self: &Arc<Self>, tree: BlobId, reporter: &Reporter) -> Result<()> {
         let records = self.condemned(reporter)?;
-        let news: Vec<PackId> = {
+        let news: HashSet<PackId> = {
             let index = self.index();
             let packs = records.into_iter().flat_map(|c| c.record.packs);
             packs.filter(|p| index.has_pack(p) && !index.is_condemned(p)).collect()
@@ -182,15 +183,16 @@ impl Repository {
         if news.is_empty() {
             return Ok(());
         }
-        self.with_index(|index| index.condemn(news));
+        self.with_index(|index| index.condemn(news.iter().copied()));
         let needs = self.reachable([tree], reporter)?;
-        let lost = self.unreliable(&needs);
+        let lost = self.unreliable(&needs, &news);
         copy(self, &lost, reporter).map(drop)
     }
 
     /// What is needed and can't be relied on, since condemned packs alone have it: of a segment, the slots that no
-    /// other pack has, from as many places as it takes. Sorted by place.
-    fn unreliable(&self, needs: &Needs) -> Vec<Piece> {
+    /// other pack has, from as many places as it takes. Sorted by place. It is taken from packs that were condemned just
+    /// now: those that had been before may be gone.
+    fn unreliable(&self, needs: &Needs, news: &HashSet<PackId>) -> Vec<Piece> {
         let index = self.index();
         let condemned = |p: Place| index.packs().get(p.pack as usize).is_some_and(|pack| index.is_condemned(&pack.id));
         let mut lost = Vec::new();
@@ -200,7 +202,8 @@ impl Repository {
             }
             let Some(id) = index.id_at(position) else { continue };
             let mut missing = needs.slots(position).copied().unwrap_or(SlotSet::ALL);
-            for place in index.places(&id) {
+            let is_new = |p: &Place| index.packs().get(p.pack as usize).is_some_and(|pack| news.contains(&pack.id));
+            for place in index.places(&id).filter(|p| !condemned(*p) || is_new(p)) {
                 let slots = index.slots(place).copied().unwrap_or(SlotSet::ALL).common(&missing);
                 if !slots.is_empty() {
                     let slots = (place.kind == BlobType::Segment).then(|| Box::new(slots));
@@ -211,5 +214,56 @@ impl Repository {
         }
         lost.sort_by_key(|piece| piece.place);
         lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Memory, layout};
+    use crate::repo::testing::{World, noise};
+
+    #[test]
+    fn what_is_rescued_comes_from_packs_that_are_there_still() {
+        let world = World::new();
+        let files = [noise(1, 100_000), noise(2, 3000)];
+        let mut trees = Vec::new();
+        for _ in 0..2 {
+            // Neither knows of the other, so that everything is stored twice.
+            let repo = world.reopen_through(world.memory.clone());
+            let mut writer = Writer::new(&repo, LEVEL);
+            let nodes = world.put_files(&mut writer, &files);
+            trees.push(World::put_tree(&mut writer, nodes));
+            writer.finish().unwrap();
+        }
+        assert_eq!(trees[0], trees[1]);
+        for old_first in [true, false] {
+            let memory = Arc::new(Memory::default());
+            for listed in world.memory.list("").unwrap() {
+                memory.put(&listed.path, world.memory.get(&listed.path, u64::MAX).unwrap()).unwrap();
+            }
+            let open = || {
+                let repo = world.reopen_through(memory.clone());
+                repo.load_index(&Reporter::silent()).unwrap();
+                repo
+            };
+            let index_files = memory.list(layout::INDEX).unwrap();
+            let packs = index_files.iter().map(|l| open().open_index(&l.path).unwrap().packs);
+            let mut runs: Vec<Vec<_>> = packs.map(|p| p.iter().map(|p| (p.kind(), p.id)).collect()).collect();
+            if old_first {
+                runs.reverse();
+            }
+            let ids = |run: usize| runs[run].iter().map(|(_, id)| *id).collect::<Vec<_>>();
+            open().condemn(ids(0), vec![]).unwrap();
+            // It relies on the packs of the other run, which are condemned too while it works; the first are deleted.
+            let writer = open();
+            open().condemn(ids(1), vec![]).unwrap();
+            let gone: Vec<_> = runs[0].iter().map(|(kind, id)| layout::pack(*kind, *id)).collect();
+            memory.delete(&gone).unwrap();
+            writer.rescue_condemned(trees[0], &Reporter::silent()).unwrap();
+            let needs = writer.reachable([trees[0]], &Reporter::silent()).unwrap();
+            let index = writer.index();
+            assert!(needs.iter().filter_map(|at| index.id_at(at)).all(|id| index.is_usable(&id)));
+        }
     }
 }
