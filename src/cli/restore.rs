@@ -14,6 +14,7 @@ use snapshot::source::owners::Ownership;
 use super::args::{Filters, Overwrite, Owners, Restore};
 use super::context::Context;
 use super::location::Location;
+use super::nodes;
 use super::output::{Out, clean_path, count, document, put_path, size};
 use super::secrets;
 use super::seen::Seen;
@@ -130,23 +131,9 @@ fn planned_json(item: &PlannedItem) -> Value {
     let mut object = Map::new();
     put_path(&mut object, "path", item.path.as_os_str().as_bytes());
     object.insert("action".into(), json!(word(item.action)));
-    object.insert("type".into(), json!(kind_word(item.kind)));
+    object.insert("type".into(), json!(nodes::word(item.kind)));
     object.insert("bytes".into(), json!(item.bytes));
     object.into()
-}
-
-/// As `ls --json` has it.
-fn kind_word(kind: NodeKind) -> &'static str {
-    match kind {
-        NodeKind::File => "file",
-        NodeKind::Database => "database",
-        NodeKind::Directory => "directory",
-        NodeKind::Symlink => "symlink",
-        NodeKind::Fifo => "fifo",
-        NodeKind::CharDevice => "char-device",
-        NodeKind::BlockDevice => "block-device",
-        NodeKind::Socket => "socket",
-    }
 }
 
 fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f64) -> String {

@@ -6,6 +6,7 @@ use minicbor::{Decode, Encode};
 use super::cbor::Time;
 use super::control;
 use super::header::Kind;
+use super::tree::{Node, NodeKind};
 use crate::crypto::Keys;
 use crate::error::Result;
 use crate::id::{BlobId, SlotId, SnapshotId};
@@ -50,6 +51,20 @@ pub struct Counts {
     /// Databases stored as plain files, unverified.
     #[n(10)]
     pub unverified: u64,
+}
+
+impl Counts {
+    /// Counts a node.
+    pub fn add(&mut self, node: &Node) {
+        match node.kind {
+            NodeKind::File => self.files += 1,
+            NodeKind::Directory => self.directories += 1,
+            NodeKind::Database => self.databases += 1,
+            _ => self.others += 1,
+        }
+        self.bytes += node.size.unwrap_or(0);
+        self.unverified += u64::from(node.unverified.is_some());
+    }
 }
 
 /// The name of a user or group on the machine the snapshot was taken on.

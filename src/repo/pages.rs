@@ -6,10 +6,12 @@ use super::Repository;
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::MAX_PATCH_DEPTH;
-use crate::format::pagemap::{PageRef, StoredLeaf};
+use crate::format::pagemap::{Change, PageRef, StoredLeaf};
 use crate::format::segment::SlotSet;
 use crate::id::BlobId;
 
+/// A chain of patches is too long past so many bytes for each page of the leaf.
+const MAX_PATCH_BYTES: usize = 12;
 const WRONG_DEPTH: &str = "its depth is not that of a leaf which is patched here";
 
 /// A leaf of a page map, patches applied.
@@ -19,6 +21,22 @@ pub struct Leaf {
     pub stored: StoredLeaf,
     /// Where each of its pages is.
     pub pages: Vec<PageRef>,
+}
+
+impl Leaf {
+    /// What to store for the same place with these pages: a patch of this leaf, whose id is `id`, of at most `depth`
+    /// patches in all, or a full leaf where the chain would get too long; `None` if nothing differs.
+    pub fn successor(&self, id: BlobId, pages: &[PageRef], depth: u32) -> Option<StoredLeaf> {
+        let is_new = |(page, at): &(usize, &PageRef)| self.pages.get(*page) != Some(*at);
+        let changes: Vec<Change> =
+            pages.iter().enumerate().filter(is_new).map(|(page, at)| (page as u16, *at)).collect();
+        if changes.is_empty() && pages.len() == self.pages.len() {
+            return None;
+        }
+        let patch = StoredLeaf::patch(id, &self.stored, pages.len(), &changes);
+        let is_long = patch.depth > depth || patch.chain_bytes as usize > pages.len() * MAX_PATCH_BYTES;
+        Some(if is_long { StoredLeaf::full(pages) } else { patch })
+    }
 }
 
 impl Repository {

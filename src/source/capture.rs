@@ -12,7 +12,7 @@ use super::sqlite::{Database, Refusal};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
-use crate::format::pagemap::{Change, LEAF_PAGES, PageRef, Root, StoredLeaf};
+use crate::format::pagemap::{LEAF_PAGES, PageRef, Root, StoredLeaf};
 use crate::format::segment::{SlotSet, pages_per_segment, segment_id};
 use crate::id::{BlobId, PageHash};
 use crate::repo::{Leaf, Repository};
@@ -281,16 +281,11 @@ impl<'r> MapBuilder<'r> {
         let Some((older_id, older)) = leaf.older else {
             return self.put(cbor::encode(&StoredLeaf::full(&pages)), sink);
         };
-        let is_new = |(page, at): &(usize, &PageRef)| older.pages.get(*page) != Some(*at);
-        let changes = pages.iter().enumerate().filter(is_new);
-        let changes: Vec<Change> = changes.map(|(page, at)| (page as u16, *at)).collect();
-        if changes.is_empty() && pages.len() == older.pages.len() {
-            return Ok(older_id);
-        }
-        let patch = StoredLeaf::patch(older_id, &older.stored, pages.len(), &changes);
         let turn = PATCHES - (self.leaves.len() as u32 * 7) % (PATCHES / 2);
-        let is_long = patch.depth > turn || patch.chain_bytes as usize > pages.len() * 12;
-        self.put(cbor::encode(&if is_long { StoredLeaf::full(&pages) } else { patch }), sink)
+        match older.successor(older_id, &pages, turn) {
+            Some(stored) => self.put(cbor::encode(&stored), sink),
+            None => Ok(older_id),
+        }
     }
 
     fn finish(mut self, pages: u64, file_hash: blake3::Hash, sink: &mut dyn Sink) -> Result<BlobId> {

@@ -10,7 +10,7 @@ use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
 use crate::format::pack::{Encoding, Entry, Frame};
-use crate::format::pagemap::{Change, PageRef, Root, StoredLeaf};
+use crate::format::pagemap::{PageRef, Root, StoredLeaf};
 use crate::format::segment;
 use crate::id::BlobId;
 use crate::repo::Leaf;
@@ -19,9 +19,8 @@ use crate::repo::Leaf;
 const SEGMENTS_AT_ONCE: usize = 16;
 /// Leaves that are kept to be patched: 200 KiB each.
 const LEAVES_KEPT: usize = 256;
-/// Deepest chain of patches that is written, and how long it may get, in bytes a page: as `create` has it.
+/// Deepest chain of patches that is written: as `create` has it.
 const MAX_PATCHES: u32 = 32;
-const MAX_PATCH_BYTES: usize = 12;
 
 /// What was copied already.
 #[derive(Default)]
@@ -69,26 +68,23 @@ impl Copying<'_> {
         };
         let pages = old.pages.iter().map(place).collect::<Option<Vec<_>>>();
         let pages = pages.ok_or_else(|| Error::corrupt(format!("page map leaf {id}"), "a page of it is nowhere"))?;
-        let stored = match self.patch(&id, &pages)? {
-            Some(patch) => patch,
-            None => StoredLeaf::full(&pages),
+        // A patch of the nearest leaf that it was a patch of and that was copied of late.
+        let chain = self.from.leaf_chain(&id)?;
+        let older = chain.iter().find_map(|id| self.databases.recent.get(id).cloned());
+        let stored = match &older {
+            None => Some(StoredLeaf::full(&pages)),
+            Some(older) => older.leaf.successor(older.id, &pages, MAX_PATCHES),
         };
-        let made = self.writer.put(BlobType::Map, &cbor::encode(&stored))?;
+        let made = match (&stored, &older) {
+            (Some(stored), _) => self.writer.put(BlobType::Map, &cbor::encode(stored))?,
+            (None, Some(older)) => older.id,
+            (None, None) => return Err(Error::corrupt(format!("page map leaf {id}"), "it has no pages")),
+        };
         self.databases.leaves.insert(id, made);
-        self.keep(id, Recent { id: made, leaf: Leaf { stored, pages } });
+        if let Some(stored) = stored {
+            self.keep(id, Recent { id: made, leaf: Leaf { stored, pages } });
+        }
         Ok(made)
-    }
-
-    /// The leaf as a patch of the nearest one that it was a patch of and that was copied of late.
-    fn patch(&self, id: &BlobId, pages: &[PageRef]) -> Result<Option<StoredLeaf>> {
-        let chain = self.from.leaf_chain(id)?;
-        let Some(older) = chain.iter().find_map(|id| self.databases.recent.get(id)) else { return Ok(None) };
-        let differs = |(page, at): &(usize, &PageRef)| older.leaf.pages.get(*page) != Some(*at);
-        let changes: Vec<Change> =
-            pages.iter().enumerate().filter(differs).map(|(page, at)| (page as u16, *at)).collect();
-        let patch = StoredLeaf::patch(older.id, &older.leaf.stored, pages.len(), &changes);
-        let is_long = patch.depth > MAX_PATCHES || patch.chain_bytes as usize > pages.len() * MAX_PATCH_BYTES;
-        Ok((!is_long).then_some(patch))
     }
 
     fn keep(&mut self, id: BlobId, recent: Recent) {

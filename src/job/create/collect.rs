@@ -6,7 +6,7 @@ use super::pipeline::{Collector, Event, Outcome, Ticket};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::snapshot::Counts;
-use crate::format::tree::{Node, NodeKind};
+use crate::format::tree::Node;
 use crate::id::BlobId;
 use crate::repo::Writer;
 use crate::report::{Reporter, Severity};
@@ -120,15 +120,7 @@ impl Collecting<'_> {
     }
 
     fn add(&mut self, node: Node) {
-        let counts = &mut self.counts;
-        match node.kind {
-            NodeKind::File => counts.files += 1,
-            NodeKind::Directory => counts.directories += 1,
-            NodeKind::Database => counts.databases += 1,
-            _ => counts.others += 1,
-        }
-        counts.bytes += node.size.unwrap_or(0);
-        counts.unverified += u64::from(node.unverified.is_some());
+        self.counts.add(&node);
         if let Some(group) = node.hard_link {
             self.links.entry(group).or_insert_with(|| node.clone());
         }

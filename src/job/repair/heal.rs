@@ -47,36 +47,36 @@ pub(super) fn heal(
     for id in database_maps(repo, have, snapshots, reporter)? {
         maps.extend(pages.map(&id)?);
     }
+    // Most repositories end here: only of lost segments are hashes gathered.
     let mut segments: HashMap<BlobId, Lost> = HashMap::new();
-    each_page(&pages, &maps, reporter, |page_bytes, at| {
-        let lost = segments.entry(at.segment).or_default();
-        lost.page_bytes = page_bytes;
-        lost.hashes.insert(at.slot, at.hash);
+    each_page(&mut pages, &maps, reporter, |pages, page_bytes, at| {
+        if !pages.slots_of(&at.segment, 0).has(at.slot) {
+            segments
+                .entry(at.segment)
+                .or_insert_with(|| Lost { page_bytes, ..Lost::default() })
+                .missing
+                .insert(at.slot);
+        }
     })?;
-    for (id, lost) in &mut segments {
-        let there = pages.slots_of(id, 0);
-        lost.missing.extend(lost.hashes.keys().filter(|slot| !there.has(**slot)));
-    }
-    segments.retain(|id, lost| !lost.missing.is_empty() && lost.is_known(repo, id));
     if segments.is_empty() {
         return Ok(0);
     }
+    each_page(&mut pages, &maps, reporter, |_, _, at| {
+        if let Some(lost) = segments.get_mut(&at.segment) {
+            lost.hashes.insert(at.slot, at.hash);
+        }
+    })?;
+    segments.retain(|id, lost| lost.is_known(repo, id));
     let wanted: HashSet<(u32, PageHash)> = segments
         .values()
         .flat_map(|lost| lost.missing.iter().filter_map(|slot| Some((lost.page_bytes, *lost.hashes.get(slot)?))))
         .collect();
     let mut found: HashMap<(u32, PageHash), PageRef> = HashMap::new();
-    let mut candidates = Vec::new();
-    each_page(&pages, &maps, reporter, |page_bytes, at| {
-        if wanted.contains(&(page_bytes, at.hash)) && !segments.contains_key(&at.segment) {
-            candidates.push(((page_bytes, at.hash), at));
+    each_page(&mut pages, &maps, reporter, |pages, page_bytes, at| {
+        if wanted.contains(&(page_bytes, at.hash)) && pages.slots_of(&at.segment, 0).has(at.slot) {
+            found.entry((page_bytes, at.hash)).or_insert(at);
         }
     })?;
-    for (key, at) in candidates {
-        if pages.slots_of(&at.segment, 0).has(at.slot) {
-            found.entry(key).or_insert(at);
-        }
-    }
     let mut healed = 0;
     for (id, lost) in &segments {
         reporter.check_interrupt()?;
@@ -103,13 +103,22 @@ impl Lost {
         level: i32,
     ) -> Result<u64> {
         let mut pages: Vec<Option<Vec<u8>>> = vec![None; self.hashes.len().min(SEGMENT_PAGES)];
-        for slot in &self.missing {
-            let Some(hash) = self.hashes.get(slot) else { continue };
-            let Some(at) = found.get(&(self.page_bytes, *hash)) else { continue };
-            let page = repo.read_segment(&at.segment).ok();
-            let page = page.and_then(|s| s.page_with(usize::from(at.slot), hash).map(<[u8]>::to_vec));
-            if let (Some(place), Some(page)) = (pages.get_mut(usize::from(*slot)), page) {
-                *place = (page.len() == self.page_bytes as usize).then_some(page);
+        // By segment, each of which is decoded once.
+        let place = |slot: &u8| {
+            let hash = self.hashes.get(slot)?;
+            Some((*slot, found.get(&(self.page_bytes, *hash))?))
+        };
+        let mut from: BTreeMap<BlobId, Vec<(u8, &PageRef)>> = BTreeMap::new();
+        for (slot, at) in self.missing.iter().filter_map(place) {
+            from.entry(at.segment).or_default().push((slot, at));
+        }
+        for (id, wanted) in from {
+            let Ok(decoded) = repo.read_segment(&id) else { continue };
+            for (slot, at) in wanted {
+                let page = decoded.page_with(usize::from(at.slot), &at.hash);
+                if let Some(place) = pages.get_mut(usize::from(slot)) {
+                    *place = page.filter(|page| page.len() == self.page_bytes as usize).map(<[u8]>::to_vec);
+                }
             }
         }
         let count = pages.iter().flatten().count();
@@ -148,7 +157,12 @@ fn database_maps(repo: &Repository, have: &Have, snapshots: &[Named], reporter: 
 
 /// Calls `each` with every page that the maps place, leaves that several of them have once: its length and where it
 /// is.
-fn each_page(pages: &Pages<'_>, maps: &[Map], reporter: &Reporter, mut each: impl FnMut(u32, PageRef)) -> Result<()> {
+fn each_page(
+    pages: &mut Pages<'_>,
+    maps: &[Map],
+    reporter: &Reporter,
+    mut each: impl FnMut(&mut Pages<'_>, u32, PageRef),
+) -> Result<()> {
     let mut seen: HashSet<BlobId> = HashSet::new();
     for map in maps {
         for number in 0..map.leaf_count() {
@@ -156,7 +170,8 @@ fn each_page(pages: &Pages<'_>, maps: &[Map], reporter: &Reporter, mut each: imp
             if map.leaf_id(number).is_none_or(|id| !seen.insert(id)) {
                 continue;
             }
-            pages.leaf(map, number)?.into_iter().flatten().for_each(|at| each(map.root.page_bytes, at));
+            let leaf = pages.leaf(map, number)?;
+            leaf.into_iter().flatten().for_each(|at| each(pages, map.root.page_bytes, at));
         }
     }
     Ok(())

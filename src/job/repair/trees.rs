@@ -214,7 +214,7 @@ impl Mender<'_> {
         };
         match what {
             None => {
-                count(&mut open.result.counts, &node);
+                open.result.counts.add(&node);
                 open.kept.push(node);
             }
             Some(what) => {
@@ -286,7 +286,7 @@ impl Mender<'_> {
             unverified: Some(unverified),
             ..node.clone()
         };
-        self::count(&mut open.result.counts, &kept);
+        open.result.counts.add(&kept);
         open.kept.push(kept);
         Ok(Some(name))
     }
@@ -338,20 +338,9 @@ fn take_in(around: &mut Open, node: Node, mended: &Mended) {
     around.result.lost.extend(mended.lost.iter().map(below));
     around.is_changed |= mended.tree != node.tree;
     if mended.tree.is_some() {
-        count(&mut around.result.counts, &node);
+        around.result.counts.add(&node);
         around.kept.push(Node { tree: mended.tree, ..node });
     }
-}
-
-fn count(counts: &mut Counts, node: &Node) {
-    match node.kind {
-        NodeKind::File => counts.files += 1,
-        NodeKind::Directory => counts.directories += 1,
-        NodeKind::Database => counts.databases += 1,
-        _ => counts.others += 1,
-    }
-    counts.bytes += node.size.unwrap_or(0);
-    counts.unverified += u64::from(node.unverified.is_some());
 }
 
 fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
