@@ -52,19 +52,29 @@ impl Sink for Feeding<'_, '_> {
 }
 
 impl Walker<'_> {
-    /// Handles an entry if it is a database, and says whether it was captured. One that can't be captured is left to
-    /// be stored as a plain file with its sidecars, and reported.
-    pub(super) fn database(&mut self, entry: &mut Entry, older: Option<&Node>) -> Result<bool> {
+    /// Whether an entry is worth a closer look: of a database's length, not known to be something else, and a database
+    /// in the previous generation or beginning like one.
+    pub(super) fn may_be_database(&self, entry: &Entry, older: Option<&Node>) -> bool {
         let size = entry.meta.size();
         // Of the other lengths, a small file is looked at when it is read anyway; a large one, which a crash may have
         // cut or left half extended, is opened once more.
         let can_be = size.is_multiple_of(SMALLEST_PAGE_BYTES) || size > self.chunker.min_bytes() as u64;
-        if entry.node.kind != NodeKind::File
-            || size < SMALLEST_PAGE_BYTES
-            || !can_be
-            || self.is_further_name(&entry.node)
-        {
-            return Ok(false);
+        if entry.node.kind != NodeKind::File || size < SMALLEST_PAGE_BYTES || !can_be {
+            return false;
+        }
+        if older.is_some_and(|node| node.database.is_some()) {
+            return true;
+        }
+        let is_known =
+            older.is_some_and(|o| o.kind == NodeKind::File && o.unverified.is_none() && same_stat(o, &entry.node));
+        !is_known && read_start(&entry.path).is_some()
+    }
+
+    /// The complete node of an entry, if it is a database that was captured or is unchanged. One that can't be captured
+    /// is left to be stored as a plain file with its sidecars, and reported.
+    pub(super) fn database(&mut self, entry: &mut Entry, older: Option<&Node>) -> Result<Option<Node>> {
+        if !self.may_be_database(entry, older) || self.is_further_name(&entry.node) {
+            return Ok(None);
         }
         let older_record = older.and_then(|node| node.database.as_ref());
         if let (Some(older), Some(record)) = (older, older_record)
@@ -73,19 +83,9 @@ impl Walker<'_> {
             self.reporter.advance(older.size.unwrap_or(0), 1);
             let (size, database) = (older.size, older.database.clone());
             let xattrs = older.xattrs.clone();
-            let node = Node { kind: NodeKind::Database, size, database, xattrs, ..entry.node.clone() };
-            self.begin(&node);
-            self.feeder.event(Event::Node(Box::new(node)))?;
-            return Ok(true);
+            return Ok(Some(Node { kind: NodeKind::Database, size, database, xattrs, ..entry.node.clone() }));
         }
-        if older.is_some_and(|o| o.kind == NodeKind::File && o.unverified.is_none() && same_stat(o, &entry.node)) {
-            return Ok(false);
-        }
-        let mut start = [0; HEADER_BYTES];
-        let begins = |start: &mut [u8]| File::open(&entry.path).and_then(|f| f.read_exact_at(start, 0));
-        if begins(&mut start).is_err() || !has_magic(&start) {
-            return Ok(false);
-        }
+        let Some(start) = read_start(&entry.path) else { return Ok(None) };
         self.reporter.current(|| entry.path.display().to_string());
         let outcome = match Header::parse(&start) {
             Ok(_) => self.capture(entry, older_record),
@@ -93,19 +93,16 @@ impl Walker<'_> {
         };
         match outcome {
             Ok((captured, record)) => {
-                self.captures += 1;
                 let mut node = entry.node.clone();
                 self.add_xattrs(&entry.path, &mut node);
                 (node.kind, node.size, node.database) = (NodeKind::Database, Some(captured.bytes), Some(record));
                 self.reporter.advance(0, 1);
-                self.begin(&node);
-                self.feeder.event(Event::Node(Box::new(node)))?;
-                Ok(true)
+                Ok(Some(node))
             }
             Err(Stop::Failed(e)) => Err(e),
             Err(Stop::Refused(refusal)) => {
                 entry.node.unverified = Some(self.store_plain(entry, &refusal));
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -173,6 +170,13 @@ impl Walker<'_> {
             && stat::is_local(&entry.path);
         unchanged && self.repo.is_map_usable(&record.map)
     }
+}
+
+/// The header of a file that says it is a database.
+fn read_start(path: &Path) -> Option<[u8; HEADER_BYTES]> {
+    let mut start = [0; HEADER_BYTES];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
+    (read.is_ok() && has_magic(&start)).then_some(start)
 }
 
 fn same_stat(older: &Node, now: &Node) -> bool {

@@ -26,7 +26,7 @@ impl Walker<'_> {
         let (file, before) = match open_regular(path) {
             Ok(open) => open,
             Err(e) => {
-                self.reporter.warn(Severity::Source, path.display(), format!("it can't be read: {e}"));
+                self.unreadable(path, &e);
                 return Ok(());
             }
         };

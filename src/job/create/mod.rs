@@ -9,6 +9,7 @@ mod large;
 mod pipeline;
 mod small;
 mod sources;
+mod survey;
 mod walk;
 
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ use crate::report::{Reporter, Severity};
 
 use collect::{Collected, collect};
 use small::Worker;
+use survey::Vanished;
 use walk::{Owners, Walker};
 
 /// What is said of a file that was written to while it was read.
@@ -180,8 +182,10 @@ fn flow(
     older: Option<(Node, Time)>,
 ) -> Result<(Collected, Owners)> {
     let (feeder, tasks, ends) = pipeline::open();
-    let walker = Walker::new(repo, options, reporter, feeder, writer.claims())?;
-    let worker = Worker { keys: repo.keys(), claims: writer.claims(), level: options.level, reporter };
+    let vanished = Arc::new(Vanished::default());
+    let walker = Walker::new(repo, options, reporter, feeder, writer.claims(), vanished.clone())?;
+    let worker =
+        Worker { keys: repo.keys(), claims: writer.claims(), level: options.level, reporter, vanished: &vanished };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -197,6 +201,7 @@ fn flow(
         drop(ends);
         let walked =
             walking.join().unwrap_or_else(|_| Err(Error::refused("the walk failed unexpectedly", "report this")));
+        vanished.finish(reporter);
         match (collected, walked) {
             (Ok(collected), Ok(owners)) => Ok((collected, owners)),
             // A stage that was cut off says that it was interrupted; the other knows why.

@@ -1,13 +1,14 @@
 //! The workers of a create: reading small files, hashing, compressing.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use nix::libc;
 
 use super::pipeline::{Outcome, Tasks, Work};
+use super::survey::Vanished;
 use crate::crypto::{BlobType, Keys};
 use crate::format::pack::{Encoding, Entry, Frame};
 use crate::format::tree::{Content, Node};
@@ -48,6 +49,8 @@ pub struct Worker<'a> {
     pub level: i32,
     /// For files that can't be read.
     pub reporter: &'a Reporter,
+    /// For files that have vanished.
+    pub vanished: &'a Vanished,
 }
 
 impl Worker<'_> {
@@ -74,6 +77,10 @@ impl Worker<'_> {
                 Ok(Whole { bytes, changed }) => {
                     self.reporter.advance_read(bytes.len() as u64, 1);
                     Some(self.file(file, bytes, changed, &mut gather, &mut outcome.frames))
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    self.vanished.report(&file.path, self.reporter);
+                    None
                 }
                 Err(e) => {
                     self.reporter.warn(Severity::Source, file.path.display(), format!("it can't be read: {e}"));

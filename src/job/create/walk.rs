@@ -1,5 +1,5 @@
-//! The walking end of a create: lists directories, recognises what is unchanged, captures databases, feeds the rest to
-//! the workers.
+//! The walking end of a create: lists directories, recognises what is unchanged, puts the databases that the first pass
+//! ([`super::survey`]) has captured where they belong, feeds the rest to the workers.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -8,11 +8,13 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::database::sidecar_owner;
 use super::pipeline::{Event, Feeder};
 use super::small::SmallFile;
 use super::sources::Top;
+use super::survey::{Survey, Surveyed, Vanished};
 use super::{Options, RACY_SECS};
 use crate::chunker::Chunker;
 use crate::error::Result;
@@ -47,10 +49,10 @@ pub struct Walker<'a> {
     links: HashMap<(u64, u64), u64>,
     /// The groups of which one name was handed on: the others come after it and refer to it.
     begun: HashSet<u64>,
-    excludes: Excludes,
+    pub(super) excludes: Excludes,
     device: Option<u64>,
-    /// Databases that were read so far, rather than found to be unchanged.
-    pub(super) captures: u64,
+    pub(super) survey: Survey,
+    pub(super) vanished: Arc<Vanished>,
 }
 
 /// A name in a directory that is to be saved.
@@ -71,6 +73,7 @@ impl<'a> Walker<'a> {
         reporter: &'a Reporter,
         feeder: Feeder,
         claims: Claims,
+        vanished: Arc<Vanished>,
     ) -> Result<Self> {
         Ok(Self {
             claims,
@@ -85,7 +88,8 @@ impl<'a> Walker<'a> {
             begun: HashSet::new(),
             excludes: Excludes::new(Path::new("/"), &options.excludes, &options.exclude_files)?,
             device: None,
-            captures: 0,
+            survey: Survey::default(),
+            vanished,
         })
     }
 
@@ -99,11 +103,16 @@ impl<'a> Walker<'a> {
         self.feeder.event(Event::Enter(Box::new(Node::bare(b"root", NodeKind::Directory))))?;
         if let Some(stdin) = &self.options.stdin {
             self.stdin(stdin)?;
-        } else if let Some(source) = &top.source {
-            self.enter_source(source)?;
-            self.contents(source, older.as_ref())?;
         } else {
-            self.top(top, older.as_ref())?;
+            self.survey(top, older.as_ref())?;
+            match &top.source {
+                Some(source) => {
+                    self.enter_source(source)?;
+                    self.contents(source, older.as_ref())?;
+                }
+                None => self.top(top, older.as_ref())?,
+            }
+            self.report_left_over();
         }
         self.feeder.event(Event::Leave)?;
         self.feeder.flush()?;
@@ -141,7 +150,12 @@ impl<'a> Walker<'a> {
         match meta {
             Ok(meta) => {
                 let mut entry = self.stat(name, path.to_path_buf(), meta);
-                if self.database(&mut entry, older)? { Ok(()) } else { self.entry(entry, older) }
+                let (node, refused) = self.surveyed_file(path);
+                entry.node.unverified = refused;
+                match node {
+                    Some(node) => self.place(Node { name: name.to_vec().into(), ..node }),
+                    None => self.entry(entry, older),
+                }
             }
             Err(e) => {
                 self.reporter.warn(Severity::Source, path.display(), format!("it can't be read: {e}"));
@@ -150,7 +164,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    fn enter_source(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn enter_source(&mut self, path: &Path) -> Result<()> {
         self.device = fs::metadata(path).ok().map(|m| m.dev());
         self.excludes = Excludes::new(path, &self.options.excludes, &self.options.exclude_files)?;
         Ok(())
@@ -162,19 +176,34 @@ impl<'a> Walker<'a> {
         nodes.into_iter().map(|node| (node.name.to_vec(), node)).collect()
     }
 
-    /// Whatever is in a directory: databases first, so that what their rows refer to is read after them. If that took
-    /// a capture, the directory is listed again: what a row refers to may have come since the first look.
+    /// Whatever is in a directory: the databases as they were captured, whatever became of their names since, then all
+    /// else as it is now.
     fn contents(&mut self, directory: &Path, older: Option<&Node>) -> Result<()> {
         self.reporter.check_interrupt()?;
         self.reporter.current(|| directory.display().to_string());
         let older = self.older_nodes(older);
-        let captures = self.captures;
-        let mut captured: HashSet<Vec<u8>> = HashSet::new();
-        let entries = self.list(directory, true);
-        let mut others = self.databases(entries, &older, &mut captured)?;
-        if self.captures > captures {
-            others = self.list_again(directory, others, &older, &mut captured)?;
+        let mut surveyed = self.surveyed(directory);
+        let mut captured: HashSet<Vec<u8>> = surveyed.databases.keys().cloned().collect();
+        let mut others = Vec::new();
+        for mut entry in self.list(directory, &surveyed, &older) {
+            if captured.contains(&*entry.node.name) {
+                continue;
+            }
+            let older = older.get(&*entry.node.name);
+            if let Some(why) = surveyed.refused.remove(&*entry.node.name) {
+                entry.node.unverified = Some(why);
+            } else if let Some(node) = self.other_name_of_database(&entry.node) {
+                self.place(node)?;
+                continue;
+            } else if let Some(node) = self.database(&mut entry, older)? {
+                // It has come, or become one, after the others were captured.
+                captured.insert(node.name.to_vec());
+                self.place(node)?;
+                continue;
+            }
+            others.push(entry);
         }
+        surveyed.databases.into_values().try_for_each(|node| self.place(node))?;
         for entry in others {
             // A sidecar is part of the database that was captured beside it.
             if sidecar_owner(&entry.node.name).is_none_or(|owner| !captured.contains(owner)) {
@@ -185,51 +214,15 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    /// Captures the databases among some entries, and returns the others.
-    fn databases(
-        &mut self,
-        entries: Vec<Entry>,
-        older: &HashMap<Vec<u8>, Node>,
-        captured: &mut HashSet<Vec<u8>>,
-    ) -> Result<Vec<Entry>> {
-        let mut others = Vec::new();
-        for mut entry in entries {
-            let older = older.get(&*entry.node.name);
-            if self.database(&mut entry, older)? {
-                captured.insert(entry.node.name.to_vec());
-            } else {
-                others.push(entry);
-            }
-        }
-        Ok(others)
+    /// Hands on the node of a captured database.
+    fn place(&mut self, node: Node) -> Result<()> {
+        self.begin(&node);
+        Ok(self.feeder.event(Event::Node(Box::new(node)))?)
     }
 
-    /// The entries as they are now, without the databases captured: those that came since the first look included.
-    fn list_again(
-        &mut self,
-        directory: &Path,
-        before: Vec<Entry>,
-        older: &HashMap<Vec<u8>, Node>,
-        captured: &mut HashSet<Vec<u8>>,
-    ) -> Result<Vec<Entry>> {
-        let mut before: HashMap<_, _> = before.into_iter().map(|e| (e.node.name.to_vec(), e.node.unverified)).collect();
-        let (mut known, mut new) = (Vec::new(), Vec::new());
-        for mut entry in self.list(directory, false) {
-            match before.remove(&*entry.node.name) {
-                _ if captured.contains(&*entry.node.name) => {}
-                Some(unverified) => {
-                    entry.node.unverified = unverified;
-                    known.push(entry);
-                }
-                None => new.push(entry),
-            }
-        }
-        known.extend(self.databases(new, older, captured)?);
-        Ok(known)
-    }
-
-    /// The entries of a directory that are to be saved, by name. At the first look, what can't be read is reported.
-    fn list(&mut self, directory: &Path, is_first: bool) -> Vec<Entry> {
+    /// The entries of a directory that are to be saved, by name. What can't be read, and what has vanished since the
+    /// databases were captured, is reported.
+    fn list(&mut self, directory: &Path, surveyed: &Surveyed, older: &HashMap<Vec<u8>, Node>) -> Vec<Entry> {
         let mut out = Vec::new();
         let mut names = match fs::read_dir(directory) {
             Ok(entries) => {
@@ -247,29 +240,31 @@ impl<'a> Walker<'a> {
                 return out;
             }
         };
+        names.sort_unstable();
+        self.report_vanished(directory, surveyed, older, &names);
         if self.options.exclude_caches && is_cache(directory) {
             names.retain(|name| name == CACHE_TAG_NAME.as_bytes());
         }
-        names.sort_unstable();
         for name in &names {
             let path = directory.join(OsStr::from_bytes(name));
             match fs::symlink_metadata(&path) {
-                Ok(meta) if self.is_wanted(&path, &meta, is_first) => out.push(self.stat(name, path, meta)),
-                Err(_) if !is_first => {}
+                Ok(meta) if self.is_wanted(&path, &meta, true) => out.push(self.stat(name, path, meta)),
                 Ok(_) => {}
-                // Journals come and go with their database, which is captured without them.
-                Err(e) if e.kind() == ErrorKind::NotFound && is_sidecar(name, &names) => {}
                 Err(e) => self.unreadable(&path, &e),
             }
         }
         out
     }
 
-    fn unreadable(&self, path: &Path, error: &std::io::Error) {
+    pub(super) fn unreadable(&self, path: &Path, error: &std::io::Error) {
+        if error.kind() == ErrorKind::NotFound {
+            return self.vanished.report(path, self.reporter);
+        }
         self.reporter.warn(Severity::Source, path.display(), format!("it can't be read: {error}"));
     }
 
-    fn is_wanted(&self, path: &Path, meta: &Metadata, is_first: bool) -> bool {
+    /// Whether it is to be saved. `tells` says of the repository written to that it is left out.
+    pub(super) fn is_wanted(&self, path: &Path, meta: &Metadata, tells: bool) -> bool {
         if self.excludes.excludes(path, meta.is_dir()) {
             return false;
         }
@@ -280,7 +275,7 @@ impl<'a> Walker<'a> {
             return false;
         }
         let is_own = super::is_repository(path, self.repo.config());
-        if is_own && is_first {
+        if is_own && tells {
             self.reporter.warn(Severity::Note, path.display(), "left out: it is the repository written to");
         }
         !is_own
@@ -292,7 +287,7 @@ impl<'a> Walker<'a> {
         stat::node(name, meta)
     }
 
-    fn stat(&mut self, name: &[u8], path: PathBuf, meta: Metadata) -> Entry {
+    pub(super) fn stat(&mut self, name: &[u8], path: PathBuf, meta: Metadata) -> Entry {
         let mut node = self.node(name, &meta);
         if node.kind == NodeKind::File && meta.nlink() > 1 {
             let next = self.links.len() as u64 + 1;
@@ -400,9 +395,4 @@ impl<'a> Walker<'a> {
         let whole = !chunks.is_empty() || older.size == Some(0);
         whole && chunks.iter().chain(&lists).all(|id| index.is_usable(id))
     }
-}
-
-/// Whether a name is that of a sidecar of another name in the sorted list.
-fn is_sidecar(name: &[u8], names: &[Vec<u8>]) -> bool {
-    sidecar_owner(name).is_some_and(|owner| names.binary_search_by(|n| n[..].cmp(owner)).is_ok())
 }
