@@ -1,10 +1,11 @@
 """A real application, Trac, for the integration tests: a wiki and tickets in SQLite, attachments in files.
 
-    application.py make ENV JOURNAL_MODE     make an environment whose database has this journal mode
+    application.py make ENV DATABASE JOURNAL_MODE
+                                             make an environment whose database lies there and has this journal mode
     application.py serve ENV                 serve it on loopback; says "ready URL"
     application.py use URL JOURNAL FIRST     work on through the web interface, as one author and one reader do, from
                                              step number FIRST; says "ready"
-    application.py verify URL ENV JOURNAL ACKNOWLEDGED SENT
+    application.py verify URL ENV DATABASE JOURNAL ACKNOWLEDGED SENT
                                              see that what is served is the state of a moment of the journal
 
 `serve` and `use` go on until their standard input ends, so that they end with whoever started them, however that
@@ -48,11 +49,11 @@ BOUNDARY = "----------ThisLineIsInNoAttachment"
 # --- make and serve
 
 
-def make(env, journal_mode):
+def make(env, database, journal_mode):
     from trac.admin.console import run
 
     commands = [
-        ["initenv", "Project", f"sqlite:db/trac.db?journal_mode={journal_mode.lower()}&synchronous=normal"],
+        ["initenv", "Project", f"sqlite:{database}?journal_mode={journal_mode.lower()}&synchronous=normal"],
         # A log in the environment would change while it is read.
         ["config", "set", "logging", "log_type", "stderr"],
         ["config", "set", "logging", "log_level", "WARNING"],
@@ -336,7 +337,7 @@ def is_there(browser, item):
     return browser.exists(attachment_path(item))
 
 
-def verify(url, env, journal, acknowledged, sent):
+def verify(url, env, database, journal, acknowledged, sent):
     with open(journal) as lines:
         items = [json.loads(line) for line in lines]
     browser = Browser(url)
@@ -345,7 +346,7 @@ def verify(url, env, journal, acknowledged, sent):
     for item in items[int(sent):]:
         if is_there(browser, item):
             sys.exit(f"{item} was sent only after the snapshot was complete, and it is there")
-    with closing(sqlite3.connect(f"file:{env}/db/trac.db?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(f"file:{env}/{database}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT type, id, filename FROM attachment").fetchall()
     for realm, owner, name in rows:
         browser.get(attachment_path({"realm": realm, "id": owner, "name": name}))

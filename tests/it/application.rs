@@ -118,8 +118,8 @@ fn expect_snapshot(created: Ran) {
 }
 
 /// Starts the application from a restored directory and fails unless it serves the state of that moment.
-fn expect_state(world: &World, env: &str, journal: &Path, moment: &Moment) {
-    let path = world.work(env).join("db/trac.db");
+fn expect_state(world: &World, env: &str, database: &str, journal: &Path, moment: &Moment) {
+    let path = world.work(env).join(database);
     let found: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(found, ["trac.db"], "no sidecars");
     let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
@@ -129,16 +129,17 @@ fn expect_state(world: &World, env: &str, journal: &Path, moment: &Moment) {
     let (server, url) = serve(world, env);
     let (env, journal) = (world.work(env), journal.to_str().unwrap());
     let (acknowledged, sent) = (moment.acknowledged.to_string(), moment.sent.to_string());
-    let args = ["verify", &url, env.to_str().unwrap(), journal, &acknowledged, &sent];
+    let args = ["verify", &url, env.to_str().unwrap(), database, journal, &acknowledged, &sent];
     run(&mut script(world, &args)).expect(0);
     stop(server);
 }
 
-fn application(mode: &str) {
+/// `database` is where it lies in the environment; attachments are in `files/`.
+fn application(mode: &str, database: &str) {
     let world = World::new();
     let has_trac = run(world.command_of("python3").args(["-c", "import trac.web.standalone"])).status == 0;
     assert!(has_trac, "an application is needed: python3 -m pip install Trac 'setuptools<81'");
-    run(&mut script(&world, &["make", world.work("app").to_str().unwrap(), mode])).expect(0);
+    run(&mut script(&world, &["make", world.work("app").to_str().unwrap(), database, mode])).expect(0);
     let journal = world.at("journal");
     let (server, url) = serve(&world, "app");
     let (mut author, _) = Part::start(&world, "author", &["use", &url, journal.to_str().unwrap(), "0"]);
@@ -161,12 +162,12 @@ fn application(mode: &str) {
     for (i, moment) in moments.iter().rev().enumerate() {
         let env = format!("out{i}");
         world.ok(["restore", &format!("latest~{i}:app"), "--target", &env, "-q"]);
-        expect_state(&world, &env, &journal, moment);
+        expect_state(&world, &env, database, &journal, moment);
     }
 
     // Back to an earlier state, over the directory that has gone on, and on from there.
     world.ok(["restore", "latest~1:app", "--target", "app", "--overwrite", "always", "-q"]);
-    expect_state(&world, "app", &journal, &moments[moments.len() - 2]);
+    expect_state(&world, "app", database, &journal, &moments[moments.len() - 2]);
     let journal = world.at("second journal");
     let (server, url) = serve(&world, "app");
     let (mut author, _) = Part::start(&world, "author", &["use", &url, journal.to_str().unwrap(), SECOND_RUN]);
@@ -177,10 +178,15 @@ fn application(mode: &str) {
 
 #[test]
 fn a_wiki_whose_database_is_in_wal_mode() {
-    application("WAL");
+    application("WAL", "db/trac.db");
 }
 
 #[test]
 fn a_wiki_whose_database_is_in_rollback_mode() {
-    application("DELETE");
+    application("DELETE", "db/trac.db");
+}
+
+#[test]
+fn a_wiki_whose_database_sorts_after_its_attachments() {
+    application("WAL", "zz/trac.db");
 }

@@ -16,6 +16,7 @@ mod files;
 mod golden;
 mod looking;
 mod marks;
+mod one_unit;
 mod picture;
 mod prune;
 mod repair;

@@ -3,7 +3,7 @@
 //! A role says "ready" on its standard error, and goes on until its standard input ends.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use rusqlite::Connection;
 
 const ROLE: &str = "SNAPSHOT_IT_ROLE";
 const DATABASE: &str = "SNAPSHOT_IT_DATABASE";
+const FILES: &str = "SNAPSHOT_IT_FILES";
 
 /// Number of accounts, and what they hold together.
 pub const ACCOUNTS: i64 = 100;
@@ -20,7 +21,7 @@ pub const ACCOUNTS: i64 = 100;
 pub const TOTAL: i64 = ACCOUNTS * 1000;
 
 /// What a process does with a database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// Moves money between accounts and adds rows, one transaction after the other, as fast as it can. An error ends
     /// it with a status other than 0.
@@ -31,14 +32,9 @@ pub enum Role {
     LockForItself,
     /// Is in the middle of a transaction so large that pages have been written to the file already.
     Spill,
+    /// Writes a file into this directory, then a row that names it, and removes an older row, then its file, without end.
+    Attach(PathBuf),
 }
-
-const ROLES: [(&str, Role); 4] = [
-    ("transfer", Role::Transfer),
-    ("commit-to-log", Role::CommitToLog),
-    ("lock-for-itself", Role::LockForItself),
-    ("spill", Role::Spill),
-];
 
 /// A process that plays a role.
 pub struct Player {
@@ -49,9 +45,18 @@ pub struct Player {
 impl Role {
     /// Starts a process, and waits until it is ready.
     pub fn start(self, database: &Path) -> Player {
-        let name = ROLES.iter().find(|(_, role)| *role == self).unwrap().0;
+        let name = match self {
+            Role::Transfer => "transfer",
+            Role::CommitToLog => "commit-to-log",
+            Role::LockForItself => "lock-for-itself",
+            Role::Spill => "spill",
+            Role::Attach(_) => "attach",
+        };
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "roles::play", "--ignored", "--nocapture"]).env(ROLE, name).env(DATABASE, database);
+        if let Role::Attach(files) = &self {
+            command.env(FILES, files);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -118,13 +123,14 @@ pub fn check_bank(path: &Path) -> i64 {
 #[ignore = "what other processes run, started by tests"]
 fn play() {
     let (Some(role), Some(path)) = (std::env::var_os(ROLE), std::env::var_os(DATABASE)) else { return };
-    let role = ROLES.iter().find(|(name, _)| role == *name).unwrap().1;
     let path = Path::new(&path);
-    match role {
-        Role::Transfer => transfer(path),
-        Role::CommitToLog => commit_to_log(path),
-        Role::LockForItself => lock_for_itself(path),
-        Role::Spill => spill(path),
+    match role.to_str().unwrap() {
+        "transfer" => transfer(path),
+        "commit-to-log" => commit_to_log(path),
+        "lock-for-itself" => lock_for_itself(path),
+        "spill" => spill(path),
+        "attach" => attach(path, Path::new(&std::env::var_os(FILES).unwrap())),
+        other => panic!("no role {other}"),
     }
 }
 
@@ -136,18 +142,58 @@ fn wait_for_end() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-fn transfer(path: &Path) {
-    let mut db = Connection::open(path).unwrap();
-    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
-    // In WAL mode a reader never makes a writer wait, so there is nothing to be patient about.
-    db.busy_timeout(if mode == "wal" { Duration::ZERO } else { Duration::from_secs(60) }).unwrap();
-    db.pragma_update(None, "synchronous", "NORMAL").unwrap();
+/// Becomes true at the end of standard input.
+fn ended() -> Arc<AtomicBool> {
     let ended = Arc::new(AtomicBool::new(false));
     let set = ended.clone();
     std::thread::spawn(move || {
         wait_for_end();
         set.store(true, Ordering::Relaxed);
     });
+    ended
+}
+
+/// Makes a database whose rows name files.
+pub fn make_shelf(path: &Path, mode: &str) {
+    let db = Connection::open(path).unwrap();
+    db.pragma_update(None, "journal_mode", mode).unwrap();
+    db.execute_batch("CREATE TABLE shelf(id INTEGER PRIMARY KEY, file TEXT NOT NULL)").unwrap();
+}
+
+/// What is in the file that a row of this id names.
+pub fn attachment(id: i64) -> Vec<u8> {
+    format!("attachment {id} ").repeat(50 + (id % 7) as usize * 100).into_bytes()
+}
+
+fn attach(path: &Path, files: &Path) {
+    let db = Connection::open(path).unwrap();
+    db.busy_timeout(Duration::from_secs(60)).unwrap();
+    db.pragma_update(None, "synchronous", "OFF").unwrap();
+    let ended = ended();
+    let name = |id: i64| format!("{id}.txt");
+    ready();
+    for id in 1i64.. {
+        if ended.load(Ordering::Relaxed) {
+            return;
+        }
+        std::fs::write(files.join(name(id)), attachment(id)).unwrap();
+        db.execute("INSERT INTO shelf VALUES (?1, ?2)", (id, name(id))).unwrap();
+        let old = id - 100;
+        if old > 0 && old % 2 == 0 {
+            db.execute("DELETE FROM shelf WHERE id = ?1", [old]).unwrap();
+            std::fs::remove_file(files.join(name(old))).unwrap();
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+fn transfer(path: &Path) {
+    let mut db = Connection::open(path).unwrap();
+    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    // In WAL mode a reader never makes a writer wait, so there is nothing to be patient about.
+    db.busy_timeout(if mode == "wal" { Duration::ZERO } else { Duration::from_secs(60) }).unwrap();
+    db.pragma_update(None, "synchronous", "NORMAL").unwrap();
+    let ended = ended();
     ready();
     for i in 0i64.. {
         if ended.load(Ordering::Relaxed) {
