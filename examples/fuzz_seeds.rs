@@ -9,6 +9,7 @@ use snapshot::crypto::{BlobType, KdfCost, Keys, ObjectKey, Secret, TAG_BYTES};
 use snapshot::format::cbor::{self, Time};
 use snapshot::format::config::Config;
 use snapshot::format::control::{Condemned, Session, SessionKind, seal};
+use snapshot::format::facts::{Facts, TableRows};
 use snapshot::format::header::{HEADER_BYTES, Header, Kind};
 use snapshot::format::index::Index;
 use snapshot::format::keyslot::{Slot, Unlock};
@@ -139,6 +140,8 @@ fn packs_and_indexes(keys: &Keys) -> Result {
 fn nodes() -> Vec<Node> {
     let file = Node { size: Some(9), ..Node::bare(b"b-file", NodeKind::File) };
     let log = WalStamp { inode: 5, size: 6, mtime: Time::default(), ctime: Time::default(), salts: 7 };
+    let tables = Some(vec![TableRows { name: "t".into(), rows: 300 }]);
+    let facts = Facts { user_version: -7, schema_hash: Some([5; 32].into()), tables, ..Facts::default() };
     let database = Database {
         map: BlobId([4; 32]),
         captured: Time { secs: 9, nanos: 1 },
@@ -146,6 +149,7 @@ fn nodes() -> Vec<Node> {
         wal: Some(log),
         wal_mode: true,
         file_bytes: 8192,
+        facts: Some(facts),
     };
     let xattr = Xattr { name: b"user.a".to_vec().into(), value: b"v".to_vec().into() };
     vec![

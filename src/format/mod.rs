@@ -7,6 +7,7 @@ mod bytes;
 pub mod cbor;
 pub mod config;
 pub mod control;
+pub mod facts;
 pub mod header;
 pub mod index;
 pub mod keyslot;

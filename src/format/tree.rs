@@ -7,6 +7,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use super::cbor::Time;
+use super::facts::Facts;
 use super::{MAX_TREE_NODES, cbor};
 use crate::id::BlobId;
 
@@ -14,7 +15,7 @@ use crate::id::BlobId;
 const PART_MIN_NODES: usize = 64;
 /// … and always when it has this many,
 const PART_MAX_NODES: usize = 1024;
-/// or when its names, link targets, ids and extended attributes add up to this many bytes.
+/// or when its names, link targets, ids, extended attributes and tables of databases add up to this many bytes.
 const PART_MAX_BYTES: usize = 1 << 20;
 
 /// What a node is.
@@ -141,6 +142,9 @@ pub struct Database {
     /// Length of the main file at the capture, in bytes: that of the database unless pages came from the WAL.
     #[n(5)]
     pub file_bytes: u64,
+    /// What it said of itself; `None` if it was captured by a version that did not look.
+    #[n(6)]
+    pub facts: Option<Facts>,
 }
 
 /// One name in a directory.
@@ -282,7 +286,8 @@ impl Node {
         let xattrs = self.xattrs.iter().flatten().map(|x| x.name.len() + x.value.len()).sum::<usize>();
         let content = self.content.as_ref().map_or(0, |c| c.ids.len());
         let extents = self.extents.as_ref().map_or(0, |e| e.len() * 9);
-        self.name.len() + self.target.as_ref().map_or(0, |t| t.len()) + content + extents + xattrs
+        let facts = self.database.as_ref().and_then(|d| d.facts.as_ref()).map_or(0, Facts::variable_bytes);
+        self.name.len() + self.target.as_ref().map_or(0, |t| t.len()) + content + extents + xattrs + facts
     }
 
     fn is_sane(&self) -> bool {
@@ -293,7 +298,10 @@ impl Node {
             NodeKind::File => self.size.is_some() && self.content.is_some(),
             NodeKind::Directory => self.tree.is_some(),
             NodeKind::Symlink => self.target.as_ref().is_some_and(|t| !t.contains(&0)),
-            NodeKind::Database => self.size.is_some() && self.database.is_some(),
+            NodeKind::Database => {
+                let is_sane = |d: &Database| d.facts.as_ref().is_none_or(Facts::is_sane);
+                self.size.is_some() && self.database.as_ref().is_some_and(is_sane)
+            }
             NodeKind::CharDevice | NodeKind::BlockDevice => self.rdev.is_some(),
             NodeKind::Fifo | NodeKind::Socket => true,
         };

@@ -8,10 +8,11 @@ use std::collections::{HashMap, VecDeque};
 use rayon::prelude::*;
 
 use super::spool::Spool;
-use super::sqlite::{Database, Refusal};
+use super::sqlite::{Database, PageObserver, Refusal};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
+use crate::format::facts::Facts;
 use crate::format::pagemap::{LEAF_PAGES, PageRef, Root, StoredLeaf};
 use crate::format::segment::{SlotSet, pages_per_segment, segment_id};
 use crate::id::{BlobId, PageHash};
@@ -70,12 +71,14 @@ impl From<Error> for Stop {
 }
 
 /// A captured database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
     /// Root of the page map.
     pub map: BlobId,
     /// Length of the database, in bytes.
     pub bytes: u64,
+    /// What it says of itself.
+    pub facts: Facts,
 }
 
 /// Captures a database. While a transaction is held, new segments go to `spool` and reach `sink` after its end.
@@ -139,6 +142,7 @@ fn read(
     }
     let mut map = MapBuilder::new(repo, page_bytes, older);
     let mut whole = blake3::Hasher::new();
+    let mut observer = PageObserver::new(page_bytes, db.pages());
     let mut buffer = Vec::new();
     let batch_pages = (BATCH_BYTES / page_bytes as usize).min(LEAF_PAGES) as u64;
     let mut first = 0;
@@ -153,12 +157,14 @@ fn read(
         let hash = |page: &[u8]| repo.keys().page_hash(page);
         let hashes: Vec<PageHash> = buffer.par_chunks(page_bytes as usize).map(hash).collect();
         whole.update_rayon(&buffer);
+        observer.see(first, &buffer);
         map.add((first % LEAF_PAGES as u64) as usize, &buffer, &hashes, sink)?;
         reporter.advance_read(buffer.len() as u64, 0);
         first = end;
     }
+    let facts = observer.finish(|page| db.page(page))?;
     let root = map.finish(db.pages(), whole.finalize(), sink)?;
-    Ok(Captured { map: root, bytes: db.pages() * u64::from(page_bytes) })
+    Ok(Captured { map: root, bytes: db.pages() * u64::from(page_bytes), facts })
 }
 
 /// A leaf whose pages are not all placed yet.

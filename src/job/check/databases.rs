@@ -1,15 +1,9 @@
-//! Rebuilding databases and letting SQLite look at them.
-//!
-//! What is rebuilt is hostile input as far as SQLite is concerned: it is opened read-only and immutable, with nothing
-//! in its schema trusted, and no query is run but the two checks.
+//! Rebuilding databases, letting SQLite look at them, and comparing what is in them with what was recorded when they
+//! were captured.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::structure::FoundDatabase;
 use super::{damage, note};
@@ -18,11 +12,10 @@ use crate::error::{Error, Result};
 use crate::id::hex;
 use crate::repo::Repository;
 use crate::report::Reporter;
+use crate::source::sqlite::examine::{Finding, examine};
 
-/// Lines of an integrity check that are shown.
-const MAX_LINES: u32 = 5;
-/// Bytes that a path in a URI may hold as they are.
-const PLAIN: &[u8] = b"/-_.~";
+/// Differences to the record that are shown.
+const MAX_DIFFERENCES: usize = 5;
 
 /// A file that is deleted when dropped.
 struct Scratch {
@@ -55,13 +48,13 @@ pub(super) fn check(
     let mut rebuilt = 0;
     for database in databases {
         reporter.check_interrupt()?;
-        let name = format!("{} in snapshot {}", String::from_utf8_lossy(&database.path), database.snapshot.short());
+        let name = database.name();
         reporter.current(|| name.clone());
         let scratch = Scratch::new(scratch)?;
         match repo.materialise(&database.map, &scratch.file, reporter) {
             Ok(_) => {
                 rebuilt += 1;
-                judge(&scratch.path, &name, reporter);
+                judge(database, &scratch.path, reporter)?;
             }
             // The disk that it is rebuilt on: says nothing about the repository.
             Err(Error::File { action, error, .. }) => {
@@ -79,57 +72,32 @@ pub(super) fn check(
     Ok(rebuilt)
 }
 
-/// Reports what SQLite says of a database that equals the captured one byte for byte.
-fn judge(path: &Path, name: &str, reporter: &Reporter) {
+/// Reports what SQLite says of a database that equals the captured one byte for byte, and whether that is what was
+/// recorded of it.
+fn judge(database: &FoundDatabase, path: &Path, reporter: &Reporter) -> Result<()> {
+    let name = database.name();
     let hint = "it was so when it was captured: repair it at the source, or look for an older generation that is sound";
-    match integrity(path) {
-        Ok(lines) if lines.is_empty() => match foreign_keys(path) {
-            Ok(0) => {}
-            Ok(n) => {
-                note(reporter, name, format!("{n} rows refer to rows that are not there (foreign_key_check)"), hint)
+    let examined = examine(path, reporter)?;
+    for found in &examined.findings {
+        match found {
+            Finding::Unsound(why) => damage(reporter, &name, format!("SQLite finds it damaged: {why}"), hint),
+            Finding::Orphans(n) => {
+                note(reporter, &name, format!("{n} rows refer to rows that are not there (foreign_key_check)"), hint);
             }
-            Err(e) => note(reporter, name, format!("its foreign keys can't be checked: {e}"), hint),
-        },
-        Ok(lines) => damage(reporter, name, format!("SQLite finds it damaged: {}", lines.join("; ")), hint),
-        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) => {
-            damage(reporter, name, format!("SQLite finds it damaged: {e}"), hint);
-        }
-        // For example a collation or table module that only the application has.
-        Err(e) => {
-            note(reporter, name, format!("SQLite can't check it here: {e}"), "let the application itself check it")
+            Finding::CantTell(why) => {
+                let hint = "let the application itself check it";
+                note(reporter, &name, format!("SQLite can't check it here: {why}"), hint);
+            }
         }
     }
-}
-
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let escape = |b: &u8| {
-        let plain = b.is_ascii_alphanumeric() || PLAIN.contains(b);
-        if plain { char::from(*b).to_string() } else { format!("%{b:02x}") }
-    };
-    let uri: String = path.as_os_str().as_bytes().iter().map(escape).collect();
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(format!("file:{uri}?immutable=1"), flags)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    Ok(db)
-}
-
-/// What the integrity check complains of.
-fn integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
-    let db = open(path)?;
-    let mut statement = db.prepare(&format!("PRAGMA integrity_check({MAX_LINES})"))?;
-    let lines = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    Ok(if lines == ["ok"] { Vec::new() } else { lines })
-}
-
-/// How many rows break a foreign key.
-fn foreign_keys(path: &Path) -> rusqlite::Result<u64> {
-    let db = open(path)?;
-    let mut statement = db.prepare("PRAGMA foreign_key_check")?;
-    let mut rows = statement.query([])?;
-    let mut count = 0;
-    while rows.next()?.is_some() {
-        count += 1;
+    let Some(facts) = &examined.facts else { return Ok(()) };
+    for record in &database.records {
+        let differences = record.facts.as_ref().map(|recorded| recorded.differences(facts, MAX_DIFFERENCES));
+        if let Some(differences) = differences.filter(|differences| !differences.is_empty()) {
+            let why = format!("it is not what was recorded at its capture: {}", differences.join("; "));
+            let hint = "its pages are those that were captured, so the record is wrong: look at it with the application";
+            damage(reporter, &record.name(), why, hint);
+        }
     }
-    Ok(count)
+    Ok(())
 }

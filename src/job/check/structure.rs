@@ -11,7 +11,8 @@ use super::packs::Packs;
 use crate::crypto::BlobType;
 use crate::error::Result;
 use crate::format::MAX_TREE_DEPTH;
-use crate::format::tree::{Content, Node, NodeKind, Tree, split_ids};
+use crate::format::facts::Facts;
+use crate::format::tree::{Content, Database, Node, NodeKind, Tree, split_ids};
 use crate::id::{BlobId, SnapshotId};
 use crate::repo::{Named, Repository};
 use crate::report::Reporter;
@@ -19,11 +20,32 @@ use crate::report::Reporter;
 /// What keeps one thing from being read.
 pub(super) type Causes = Rc<BTreeSet<Cause>>;
 
-/// A database and where it was first met.
+/// A database, and what is recorded of it.
 pub(super) struct FoundDatabase {
     pub map: BlobId,
-    pub snapshot: SnapshotId,
-    pub path: Vec<u8>,
+    /// Different records of it, each with where it was first met. There is at least one.
+    pub records: Vec<RecordOfDatabase>,
+}
+
+/// What a snapshot says of a database.
+pub(super) struct RecordOfDatabase {
+    pub facts: Option<Facts>,
+    snapshot: SnapshotId,
+    path: Vec<u8>,
+}
+
+impl FoundDatabase {
+    /// Where it was met first, for people.
+    pub(super) fn name(&self) -> String {
+        self.records.first().map_or_else(String::new, RecordOfDatabase::name)
+    }
+}
+
+impl RecordOfDatabase {
+    /// Where it was met, for people.
+    pub(super) fn name(&self) -> String {
+        format!("{} in snapshot {}", String::from_utf8_lossy(&self.path), self.snapshot.short())
+    }
 }
 
 /// A tree blob whose directories are still to be walked.
@@ -58,6 +80,8 @@ pub(super) struct Walk<'a> {
     pub(super) segments: HashMap<BlobId, Result<usize, Cause>>,
     /// Different databases that nothing is missing of, as far as their maps tell.
     pub(super) databases: Vec<FoundDatabase>,
+    /// Where each of them stands there.
+    database_of_map: HashMap<BlobId, usize>,
 }
 
 impl<'a> Walk<'a> {
@@ -75,6 +99,7 @@ impl<'a> Walk<'a> {
             chains: HashSet::new(),
             segments: HashMap::new(),
             databases: Vec::new(),
+            database_of_map: HashMap::new(),
         }
     }
 
@@ -155,11 +180,10 @@ impl<'a> Walk<'a> {
                     continue;
                 }
                 (NodeKind::Database, _, _, Some(database)) => {
-                    let fresh = !self.maps.contains_key(&database.map);
                     let causes = self.database(&database.map, node.size.unwrap_or_default())?;
-                    if fresh && causes.is_empty() {
-                        let path = path_of(above, &open, &node.name);
-                        self.databases.push(FoundDatabase { map: database.map, snapshot, path });
+                    if causes.is_empty() {
+                        let path = || path_of(above, &open, &node.name);
+                        self.found_database(database, snapshot, path);
                     }
                     causes
                 }
@@ -171,6 +195,20 @@ impl<'a> Walk<'a> {
         open.parts = tree.parts.unwrap_or_default();
         open.pending.reverse();
         Ok(open)
+    }
+
+    /// Remembers a database once, and each different record of it.
+    fn found_database(&mut self, database: &Database, snapshot: SnapshotId, path: impl FnOnce() -> Vec<u8>) {
+        let at = *self.database_of_map.entry(database.map).or_insert(self.databases.len());
+        if at == self.databases.len() {
+            self.databases.push(FoundDatabase { map: database.map, records: Vec::new() });
+        }
+        if let Some(found) = self.databases.get_mut(at)
+            && !found.records.iter().any(|record| record.facts == database.facts)
+        {
+            let facts = database.facts.clone();
+            found.records.push(RecordOfDatabase { facts, snapshot, path: path() });
+        }
     }
 
     fn tree(&mut self, id: &BlobId) -> Result<Result<Tree, Cause>> {

@@ -142,6 +142,7 @@ impl Walker<'_> {
                 wal: db.log_stamp().cloned(),
                 wal_mode: db.header().wal_mode,
                 file_bytes: db.main_bytes(),
+                facts: None,
             };
             let mut spool = Spool::new(self.options.spool_dir.clone());
             let (repo, reporter) = (self.repo, self.reporter);
@@ -150,6 +151,7 @@ impl Walker<'_> {
             match result {
                 Ok(captured) => {
                     record.map = captured.map;
+                    record.facts = Some(captured.facts.clone());
                     return Ok((captured, record));
                 }
                 Err(Stop::Refused(why @ Refusal::Busy(_))) => last = why,

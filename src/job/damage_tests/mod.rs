@@ -143,7 +143,7 @@ fn put_root(writer: &mut Writer, file: &[u8], leaf: BlobId) -> BlobId {
 }
 
 fn database(name: &str, file: &[u8], map: BlobId) -> Node {
-    let database = Database { map, captured: Time::default(), device: 0, wal: None, wal_mode: false, file_bytes: 0 };
+    let database = Database { map, captured: Time::default(), device: 0, wal: None, wal_mode: false, file_bytes: 0, facts: None };
     Node { size: Some(file.len() as u64), database: Some(database), ..Node::bare(name.as_bytes(), NodeKind::Database) }
 }
 

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::btree::{FILE_HEADER_BYTES, FileHeader, TreePage, be32};
 use super::owners::{self, Owners, Remembered, Use};
 use super::pages::Pages;
 use crate::error::Result;
@@ -11,6 +10,8 @@ use crate::format::pagemap::{LEAF_PAGES, PageRef};
 use crate::id::BlobId;
 use crate::repo::Repository;
 use crate::report::Reporter;
+use crate::source::sqlite::HEADER_BYTES;
+use crate::source::sqlite::btree::{FileHeader, PageSet, TreePage, be32};
 
 /// Most pages that are read to count rows, and to find whose long rows changed; above, neither is told.
 const MAX_READ_PAGES: usize = 65_536;
@@ -81,25 +82,6 @@ impl DatabaseChange {
     }
 }
 
-/// Numbers of pages, counted from 1.
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(pages: u32) -> Self {
-        Self(vec![0; pages as usize / 64 + 1])
-    }
-
-    fn insert(&mut self, page: u32) {
-        if let Some(word) = self.0.get_mut(page as usize / 64) {
-            *word |= 1 << (page % 64);
-        }
-    }
-
-    fn has(&self, page: u32) -> bool {
-        self.0.get(page as usize / 64).is_some_and(|word| word >> (page % 64) & 1 == 1)
-    }
-}
-
 /// Compares two versions by their page maps.
 ///
 /// # Errors
@@ -151,8 +133,8 @@ pub(super) fn compare(
 }
 
 /// The pages whose hashes differ, and those that are in one version only.
-fn changed_pages(old: &mut Pages<'_>, new: &mut Pages<'_>) -> Result<Bits> {
-    let mut changed = Bits::new(old.count().max(new.count()));
+fn changed_pages(old: &mut Pages<'_>, new: &mut Pages<'_>) -> Result<PageSet> {
+    let mut changed = PageSet::new(old.count().max(new.count()));
     for number in 0..old.leaves.len().max(new.leaves.len()) {
         if old.leaves.get(number) == new.leaves.get(number) {
             continue;
@@ -180,7 +162,7 @@ struct Version<'a> {
 struct Tables<'a> {
     old: Version<'a>,
     new: Version<'a>,
-    changed: Bits,
+    changed: PageSet,
     /// For each table or index of both versions, its number in each.
     numbers: Vec<(Option<usize>, Option<usize>)>,
     /// The place in `numbers` of each of the old version, and of the new.
@@ -188,7 +170,7 @@ struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    fn new(old: Version<'a>, new: Version<'a>, changed: Bits) -> Self {
+    fn new(old: Version<'a>, new: Version<'a>, changed: PageSet) -> Self {
         let mut numbers: Vec<_> = (0..old.owners.trees.len()).map(|n| (Some(n), None)).collect();
         let known: HashMap<_, _> =
             old.owners.trees.iter().enumerate().map(|(n, tree)| ((tree.is_index, tree.name.as_str()), n)).collect();
@@ -221,7 +203,7 @@ impl<'a> Tables<'a> {
     fn fill(&mut self, change: &mut DatabaseChange) -> Result<()> {
         self.follow_long_rows()?;
         let body =
-            |version: &mut Version<'_>| -> Result<Vec<u8>> { Ok(version.pages.one(1)?.split_off(FILE_HEADER_BYTES)) };
+            |version: &mut Version<'_>| -> Result<Vec<u8>> { Ok(version.pages.one(1)?.split_off(HEADER_BYTES)) };
         let only_header = self.changed.has(1) && body(&mut self.old)? == body(&mut self.new)?;
         let mut pages: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         for page in 1..=self.old.pages.count().max(self.new.pages.count()) {

@@ -3,7 +3,6 @@
 //!
 //! Directories with the same id are not read, and files are compared by the ids of their chunks: no file is read.
 
-mod btree;
 mod database;
 mod owners;
 mod pages;

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use super::btree::{FileHeader, SchemaRow, TreePage, be32, schema_row};
 use super::pages::Pages;
 use crate::error::Result;
 use crate::id::PageHash;
+use crate::source::sqlite::btree::{FileHeader, Payload, SchemaRow, TreePage, be32, schema_row, whole_payload};
 
 /// Deepest b-tree: one of SQLite's has at most 20 levels.
 const MAX_LEVELS: usize = 20;
@@ -229,7 +229,7 @@ impl Walk<'_, '_> {
 
     /// The rows of the schema that have pages, from the leaves of its table.
     fn schema(&mut self, leaves: &[u32]) -> Result<Result<Vec<SchemaRow>, String>> {
-        let (header, mut records) = (*self.header, Vec::new());
+        let (header, last, mut records) = (*self.header, self.pages.count(), Vec::new());
         self.pages.each(leaves, &mut |number, bytes| {
             let Some(page) = TreePage::parse(bytes, number, header.usable) else { return };
             let cells = (0..page.cells()).map(|n| page.payload(n));
@@ -237,15 +237,11 @@ impl Walk<'_, '_> {
         })?;
         let mut rows = Vec::new();
         for record in records {
-            let Some((mut record, bytes, mut next)) = record else {
+            let Some((local, bytes, overflow)) = record else {
                 return Ok(Err("a row of its schema makes no sense".into()));
             };
-            let wanted = bytes.min(MAX_ROW_BYTES as u64) as usize;
-            while record.len() < wanted && (1..=self.pages.count()).contains(&next) {
-                let page = self.pages.one(next)?;
-                record.extend_from_slice(page.get(4..header.usable).unwrap_or_default());
-                next = be32(&page, 0).unwrap_or(0);
-            }
+            let payload = Payload { local: &local, bytes, overflow };
+            let record = whole_payload(&payload, MAX_ROW_BYTES, header.usable, last, |page| self.pages.one(page))?;
             rows.extend(schema_row(&record, &header));
         }
         Ok(Ok(rows))

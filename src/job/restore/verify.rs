@@ -1,13 +1,9 @@
-//! Proving what was restored, after it has its name: every file is read back and compared by its hashes, and SQLite
-//! checks the databases.
+//! Proving what was restored, after it has its name: every file is read back and compared by its hashes, SQLite checks
+//! the databases, and what is in them is compared with what was recorded when they were captured.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::Advice;
 
 use super::context::Context;
@@ -17,9 +13,10 @@ use super::reuse::has_content;
 use super::write::{File, Part, State};
 use crate::error::{Error, Result};
 use crate::report::{Problem, Severity};
+use crate::source::sqlite::examine::{Finding, examine};
 
-/// Rows of an integrity check that are shown.
-const SHOWN_ROWS: usize = 3;
+/// Differences to the record that are shown.
+const SHOWN_DIFFERENCES: usize = 3;
 
 /// Sends the file system of some files to its disk, once for all: what is read back then comes from there.
 pub(super) fn flush(files: &[File]) {
@@ -75,25 +72,44 @@ fn disprove(part: &Part) -> Error {
     Error::refused(what, "the target's disk or this machine's memory is failing: restore to another one")
 }
 
-/// Reads a restored database back and runs `PRAGMA integrity_check` on it; `false` if it did not pass that, which is
-/// reported.
+/// Reads a restored database back, has SQLite check it, and compares what is in it with what was recorded when it was
+/// captured; `false` if it did not pass, which is reported.
 ///
 /// # Errors
-/// If it can't be read, or is not as it was captured: then it is removed.
+/// If it can't be read, or is not as it was captured: then it is removed. [`Error::Interrupted`].
 pub(super) fn database(context: &Context<'_>, part: &Part) -> Result<bool> {
     prove(context, part)?;
     let path = &part.path();
-    let (severity, why) = match integrity(path) {
-        Ok(rows) if rows == ["ok"] => return Ok(true),
-        Ok(rows) => (Severity::Restore, format!("restored as it was captured, but not sound: {}", rows.join("; "))),
-        Err(e) if matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) => {
-            (Severity::Restore, format!("restored as it was captured, but not sound: {e}"))
-        }
-        Err(e) => (Severity::Note, format!("restored exactly, but its integrity could not be checked: {e}")),
+    let tell = |severity, why, hint: Option<&str>| {
+        let hint = hint.map(str::to_owned);
+        context.reporter.problem(Problem { severity, what: display(path), why, hint });
     };
-    let hint = (severity == Severity::Restore).then(|| "an older snapshot may hold a sound version".into());
-    context.reporter.problem(Problem { severity, what: display(path), why, hint });
-    Ok(false)
+    let older = Some("an older snapshot may hold a sound version");
+    let examined = examine(path, context.reporter)?;
+    for found in &examined.findings {
+        match found {
+            Finding::Unsound(why) => {
+                tell(Severity::Restore, format!("restored as it was captured, but not sound: {why}"), older);
+            }
+            Finding::Orphans(n) => {
+                let why = format!("restored exactly, with {n} rows that refer to rows which are not there");
+                tell(Severity::Note, why, None);
+            }
+            Finding::CantTell(why) => {
+                tell(Severity::Note, format!("restored exactly, but it could not be checked: {why}"), None);
+            }
+        }
+    }
+    let recorded = part.node.database.as_ref().and_then(|database| database.facts.as_ref());
+    if let (Some(recorded), Some(facts)) = (recorded, &examined.facts) {
+        let differences = recorded.differences(facts, SHOWN_DIFFERENCES);
+        if !differences.is_empty() {
+            let why = format!("restored, but it is not what was recorded at its capture: {}", differences.join("; "));
+            tell(Severity::Restore, why, older);
+            return Ok(false);
+        }
+    }
+    Ok(examined.is_sound())
 }
 
 /// Reads a database back; one that is not as it was captured is removed.
@@ -106,21 +122,4 @@ fn prove(context: &Context<'_>, part: &Part) -> Result<()> {
     let hash = read_back(context, &file, &path, part.node.size.unwrap_or(0))?;
     let is_captured = hash.as_bytes()[..] == context.repo.read_map(&database.map)?.0.file_hash[..];
     if is_captured { Ok(()) } else { Err(disprove(part)) }
-}
-
-fn integrity(path: &Path) -> rusqlite::Result<Vec<String>> {
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.push(char::from(*byte)),
-            _ => uri.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    uri.push_str("?immutable=1&mode=ro");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(uri, flags)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    let mut check = connection.prepare("PRAGMA integrity_check")?;
-    check.query_map([], |row| row.get(0))?.take(SHOWN_ROWS).collect()
 }

@@ -9,13 +9,18 @@
 //!   ([`super::hold`]). POSIX locks go when any descriptor of the file is closed in the process that holds them, so the
 //!   process that reads must be another one.
 //!
-//! Locks are only asked about (`F_OFD_GETLK`), and the source is never written to. May depend on `format` and below.
+//! Pages are understood by `btree`; `observe` reads off them what the database says of itself, and `examine` asks SQLite
+//! the same of a file that was put back. Locks are only asked about (`F_OFD_GETLK`), and the source is never written to. May depend on `format` and below.
 
+pub mod btree;
+pub mod examine;
 mod locks;
+pub mod observe;
 mod open;
 pub mod wal;
 
 pub use locks::{in_use, tidy_sidecars};
+pub use observe::PageObserver;
 pub use open::{Database, Refusal};
 pub use wal::stamp as wal_stamp;
 

@@ -225,6 +225,16 @@ impl Database {
         Ok(())
     }
 
+    /// Reads one page, counted from 1.
+    ///
+    /// # Errors
+    /// As [`Database::read`].
+    pub fn page(&self, number: u32) -> Result<Vec<u8>, Refusal> {
+        let mut out = Vec::new();
+        self.read(u64::from(number).saturating_sub(1), 1, &mut out)?;
+        Ok(out)
+    }
+
     /// Ends the capture: what was read is one state of the database if this returns `true`.
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! SQLite's pages: the header of a file, b-tree pages, and rows of the schema. Pure; see "Database File Format" on
 //! sqlite.org. Whatever stands in a page may be nonsense: everything is optional and bounded.
 
-/// Bytes of the header that the first page begins with.
-pub(super) const FILE_HEADER_BYTES: usize = 100;
+use std::borrow::Cow;
+
+use super::HEADER_BYTES;
+use crate::format::facts::Facts;
 
 /// What the first page says about the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileHeader {
+pub struct FileHeader {
     /// Bytes of a page that are used: all but a reserved end.
     pub usable: usize,
     /// The first page of the list of free pages; 0 for none.
@@ -17,7 +19,8 @@ pub(super) struct FileHeader {
 }
 
 impl FileHeader {
-    pub(super) fn parse(first: &[u8]) -> Option<Self> {
+    /// Reads what the first page begins with; `None` if no page can be used.
+    pub fn parse(first: &[u8]) -> Option<Self> {
         let reserved = usize::from(*first.get(20)?);
         let usable = first.len().checked_sub(reserved).filter(|usable| *usable >= 480)?;
         Some(Self {
@@ -29,7 +32,22 @@ impl FileHeader {
     }
 }
 
-pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+/// What the header alone says of a database.
+pub fn header_facts(first: &[u8]) -> Facts {
+    let number = |at| be32(first, at).unwrap_or(0);
+    Facts {
+        user_version: number(60).cast_signed(),
+        application_id: number(68).cast_signed(),
+        schema_version: number(40),
+        encoding: number(56),
+        free_pages: number(36),
+        schema_hash: None,
+        tables: None,
+    }
+}
+
+/// Four bytes as a number, as all of SQLite's are.
+pub fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b))
 }
 
@@ -53,7 +71,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
 }
 
 /// A page of a b-tree.
-pub(super) struct TreePage<'a> {
+pub struct TreePage<'a> {
     bytes: &'a [u8],
     usable: usize,
     start: usize,
@@ -61,8 +79,11 @@ pub(super) struct TreePage<'a> {
 }
 
 /// What a cell holds: the part in the page, its full length, and where the rest begins.
-pub(super) struct Payload<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    /// The part in the page.
     pub local: &'a [u8],
+    /// Full length, in bytes.
     pub bytes: u64,
     /// The first overflow page; 0 if all is in the page.
     pub overflow: u32,
@@ -75,24 +96,25 @@ const TABLE_LEAF: u8 = 13;
 
 impl<'a> TreePage<'a> {
     /// `number` counts from 1: the first page begins with the file's header.
-    pub(super) fn parse(bytes: &'a [u8], number: u32, usable: usize) -> Option<Self> {
-        let start = if number == 1 { FILE_HEADER_BYTES } else { 0 };
+    pub fn parse(bytes: &'a [u8], number: u32, usable: usize) -> Option<Self> {
+        let start = if number == 1 { HEADER_BYTES } else { 0 };
         let kind = *bytes.get(start)?;
         let known = matches!(kind, INDEX_INTERIOR | TABLE_INTERIOR | INDEX_LEAF | TABLE_LEAF);
         known.then_some(Self { bytes, usable, start, kind })
     }
 
     /// Whether it is of a tree whose entries are keys alone: an index, or a table WITHOUT ROWID.
-    pub(super) fn is_index(&self) -> bool {
+    pub fn is_index(&self) -> bool {
         matches!(self.kind, INDEX_INTERIOR | INDEX_LEAF)
     }
 
-    pub(super) fn is_leaf(&self) -> bool {
+    /// Whether no pages are below it.
+    pub fn is_leaf(&self) -> bool {
         matches!(self.kind, INDEX_LEAF | TABLE_LEAF)
     }
 
     /// How many cells there are; a page can't have more than bytes.
-    pub(super) fn cells(&self) -> usize {
+    pub fn cells(&self) -> usize {
         be16(self.bytes, self.start + 3).unwrap_or(0).min(self.bytes.len())
     }
 
@@ -102,7 +124,7 @@ impl<'a> TreePage<'a> {
     }
 
     /// The pages below, in order; none for a leaf.
-    pub(super) fn children(&self) -> Option<Vec<u32>> {
+    pub fn children(&self) -> Option<Vec<u32>> {
         if self.is_leaf() {
             return Some(Vec::new());
         }
@@ -112,7 +134,7 @@ impl<'a> TreePage<'a> {
     }
 
     /// What a cell holds; `None` for those of a table's interior, which hold nothing, and for nonsense.
-    pub(super) fn payload(&self, n: usize) -> Option<Payload<'a>> {
+    pub fn payload(&self, n: usize) -> Option<Payload<'a>> {
         let mut cell = self.cell(n)?;
         if self.kind == TABLE_INTERIOR {
             return None;
@@ -138,23 +160,83 @@ impl<'a> TreePage<'a> {
     }
 }
 
-/// A table or index, as the schema names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SchemaRow {
-    pub is_index: bool,
-    pub name: String,
-    /// The table that it is or belongs to.
-    pub table: String,
-    pub root: u32,
+/// Reads a payload, with what lies in overflow pages, up to `most` bytes of it; more may come. A chain that breaks off
+/// gives less. `read` is asked for pages from 1 to `last` only.
+///
+/// # Errors
+/// What `read` returns.
+pub fn whole_payload<E>(
+    payload: &Payload<'_>,
+    most: usize,
+    usable: usize,
+    last: u32,
+    mut read: impl FnMut(u32) -> Result<Vec<u8>, E>,
+) -> Result<Vec<u8>, E> {
+    let mut out = payload.local.to_vec();
+    let wanted = payload.bytes.min(most as u64) as usize;
+    let mut next = payload.overflow;
+    while out.len() < wanted && (1..=last).contains(&next) {
+        let page = read(next)?;
+        // A page without an end would be read for ever.
+        let Some(more) = page.get(4..usable).filter(|more| !more.is_empty()) else { break };
+        out.extend_from_slice(more);
+        next = be32(&page, 0).unwrap_or(0);
+    }
+    out.truncate(usize::try_from(payload.bytes).unwrap_or(usize::MAX));
+    Ok(out)
 }
 
-/// Reads a row of the schema: type, name, table, root page, SQL. `None` for what has no pages.
-pub(super) fn schema_row(record: &[u8], header: &FileHeader) -> Option<SchemaRow> {
-    let (head_bytes, mut at) = varint(record)?;
-    let mut body = record.get(usize::try_from(head_bytes).ok()?..)?;
-    let mut column = || {
-        let (serial, n) = varint(record.get(at..)?)?;
-        at += n;
+/// A value in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Column<'a> {
+    serial: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Column<'a> {
+    /// Whether it is NULL.
+    pub fn is_null(&self) -> bool {
+        self.serial == 0
+    }
+
+    /// The bytes of a text, in the encoding of the database.
+    pub fn text(&self) -> Option<&'a [u8]> {
+        (self.serial >= 13 && self.serial % 2 == 1).then_some(self.bytes)
+    }
+
+    /// The number of a page; 0 for what is none.
+    pub fn page(&self) -> u32 {
+        match self.serial {
+            9 => 1,
+            1..=6 => {
+                self.bytes.iter().try_fold(0u32, |n, b| n.checked_mul(256)?.checked_add(u32::from(*b))).unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The values in a row, in order; ends where it makes no sense.
+pub struct Columns<'a> {
+    record: &'a [u8],
+    at: usize,
+    body: &'a [u8],
+}
+
+impl<'a> Columns<'a> {
+    /// The values of a record, which may be cut short.
+    pub fn of(record: &'a [u8]) -> Option<Self> {
+        let (head_bytes, at) = varint(record)?;
+        Some(Self { record, at, body: record.get(usize::try_from(head_bytes).ok()?..)? })
+    }
+}
+
+impl<'a> Iterator for Columns<'a> {
+    type Item = Column<'a>;
+
+    fn next(&mut self) -> Option<Column<'a>> {
+        let (serial, n) = varint(self.record.get(self.at..)?)?;
+        self.at += n;
         let bytes = match serial {
             1..=4 => serial as usize,
             5 => 6,
@@ -162,22 +244,53 @@ pub(super) fn schema_row(record: &[u8], header: &FileHeader) -> Option<SchemaRow
             0 | 8..=11 => 0,
             n => usize::try_from((n - 12) / 2).ok()?,
         };
-        let value = body.get(..bytes)?;
-        body = body.get(bytes..)?;
-        Some((serial, value))
-    };
-    let mut text = || column().map(|(_, value)| header.text(value));
+        let (value, rest) = self.body.split_at_checked(bytes)?;
+        self.body = rest;
+        Some(Column { serial, bytes: value })
+    }
+}
+
+/// A table or index, as the schema names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaRow {
+    /// Whether it is an index.
+    pub is_index: bool,
+    /// Its name.
+    pub name: String,
+    /// The table that it is or belongs to.
+    pub table: String,
+    /// The page that its tree begins with.
+    pub root: u32,
+}
+
+/// Reads a row of the schema: type, name, table, root page, SQL. `None` for what has no pages.
+pub fn schema_row(record: &[u8], header: &FileHeader) -> Option<SchemaRow> {
+    let mut columns = Columns::of(record)?;
+    let mut text = || columns.next().map(|column| header.text(column.bytes));
     let (kind, name, table) = (text()?, text()?, text()?);
-    let root = match column()? {
-        (9, _) => 1,
-        (1..=6, value) => value.iter().try_fold(0u32, |n, b| n.checked_mul(256)?.checked_add(u32::from(*b)))?,
-        _ => 0,
-    };
+    let root = columns.next()?.page();
     let is_index = kind == "index";
     ((is_index || kind == "table") && root > 0).then_some(SchemaRow { is_index, name, table, root })
 }
 
 impl FileHeader {
+    /// A text in UTF-8, as SQLite hands it out: what is in UTF-8 as it is, sound or not. `None` for UTF-16 that is not
+    /// sound, of which SQLite makes something of its own.
+    pub fn utf8<'a>(&self, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let units = |read: fn([u8; 2]) -> u16| {
+            let (pairs, rest) = bytes.as_chunks::<2>();
+            let units = pairs.iter().map(|pair| read(*pair));
+            let text = char::decode_utf16(units).collect::<Result<String, _>>().ok()?;
+            rest.is_empty().then(|| Cow::Owned(text.into_bytes()))
+        };
+        match self.encoding {
+            2 => units(u16::from_le_bytes),
+            3 => units(u16::from_be_bytes),
+            _ => Some(Cow::Borrowed(bytes)),
+        }
+    }
+
+    /// A text for people.
     fn text(&self, bytes: &[u8]) -> String {
         let units = |read: fn([u8; 2]) -> u16| {
             let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|pair| read(*pair)).collect();
@@ -188,6 +301,30 @@ impl FileHeader {
             3 => units(u16::from_be_bytes),
             _ => String::from_utf8_lossy(bytes).into_owned(),
         }
+    }
+}
+
+/// Numbers of pages, counted from 1.
+pub struct PageSet(Vec<u64>);
+
+impl PageSet {
+    /// An empty set of pages up to this one: others are never in it.
+    pub fn new(last: u32) -> Self {
+        Self(vec![0; last as usize / 64 + 1])
+    }
+
+    /// Adds a page, and says whether it was not in it.
+    pub fn insert(&mut self, page: u32) -> bool {
+        let is_new = !self.has(page);
+        if let Some(word) = self.0.get_mut(page as usize / 64) {
+            *word |= 1 << (page % 64);
+        }
+        is_new
+    }
+
+    /// Whether a page is in it.
+    pub fn has(&self, page: u32) -> bool {
+        self.0.get(page as usize / 64).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 }
 
