@@ -13,7 +13,7 @@ use snapshot::format::facts::{Facts, TableRows};
 use snapshot::format::header::{HEADER_BYTES, Header, Kind};
 use snapshot::format::index::Index;
 use snapshot::format::keyslot::{Slot, Unlock};
-use snapshot::format::mark::Mark;
+use snapshot::format::mark::{Mark, Proof, ProofKind};
 use snapshot::format::pack::{Encoding, Entry, Frame, PackBuilder, class_key};
 use snapshot::format::pagemap::{Inner, PageRef, Root, StoredLeaf};
 use snapshot::format::segment::{self, Segment};
@@ -137,11 +137,14 @@ fn packs_and_indexes(keys: &Keys) -> Result {
     put("index", "blocks", &[&[2, 1], &blocks])
 }
 
+fn facts() -> Facts {
+    let tables = Some(vec![TableRows { name: "t".into(), rows: 300 }]);
+    Facts { user_version: -7, schema_hash: Some([5; 32].into()), tables, ..Facts::default() }
+}
+
 fn nodes() -> Vec<Node> {
     let file = Node { size: Some(9), ..Node::bare(b"b-file", NodeKind::File) };
     let log = WalStamp { inode: 5, size: 6, mtime: Time::default(), ctime: Time::default(), salts: 7 };
-    let tables = Some(vec![TableRows { name: "t".into(), rows: 300 }]);
-    let facts = Facts { user_version: -7, schema_hash: Some([5; 32].into()), tables, ..Facts::default() };
     let database = Database {
         map: BlobId([4; 32]),
         captured: Time { secs: 9, nanos: 1 },
@@ -149,7 +152,7 @@ fn nodes() -> Vec<Node> {
         wal: Some(log),
         wal_mode: true,
         file_bytes: 8192,
-        facts: Some(facts),
+        facts: Some(facts()),
     };
     let xattr = Xattr { name: b"user.a".to_vec().into(), value: b"v".to_vec().into() };
     vec![
@@ -238,6 +241,7 @@ fn control(keys: &Keys) -> Result {
         remove: vec!["nightly".into()],
         pin: Some(true),
         slot: Some(SlotId([8; 32])),
+        proof: Some(Proof { time, program: "snapshot 0".into(), kind: ProofKind::Drill }),
     };
     put("control", "mark", &[&[4], &cbor::encode(&mark)])?;
     put("control", "mark-file", &[&[5], &seal(keys, Kind::Mark, &mark)?])
@@ -254,7 +258,18 @@ fn sqlite() -> Result {
     let main = fs::read(&path)?;
     put("sqlite", "header", &[&[0], main.get(..100).ok_or("no header")?])?;
     put("sqlite", "log", &[&[1], &fs::read(folder.path().join("a.db-wal"))?])?;
-    put("sqlite", "frames", &[&[2], &[0, 1, 0, 0, 9, 0, 2, 0, 2, 8, 0, 1, 0, 2, 7]])
+    put("sqlite", "frames", &[&[2], &[0, 1, 0, 0, 9, 0, 2, 0, 2, 8, 0, 1, 0, 2, 7]])?;
+    drop(db);
+    std::fs::remove_file(&path)?;
+    let db = rusqlite::Connection::open(&path)?;
+    db.execute_batch(
+        "PRAGMA page_size = 512; PRAGMA user_version = 9; CREATE TABLE t(a); CREATE VIEW v AS SELECT 1;
+         CREATE TABLE w(a PRIMARY KEY) WITHOUT ROWID; INSERT INTO t VALUES (randomblob(1500)), (zeroblob(300));
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 90) INSERT INTO w SELECT i FROM n;
+         DELETE FROM w WHERE a > 80",
+    )?;
+    put("observe", "file", &[&[8], &fs::read(&path)?])?;
+    put("observe", "record", &[&[7], &cbor::encode(&facts())])
 }
 
 fn frames() -> Result {

@@ -15,3 +15,6 @@ pub mod job;
 pub mod repo;
 pub mod report;
 pub mod source;
+
+/// This program and its version, as both are recorded.
+pub const PROGRAM: &str = concat!("snapshot ", env!("CARGO_PKG_VERSION"));

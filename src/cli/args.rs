@@ -289,7 +289,8 @@ pub struct Restore {
     /// Write nothing, and say what would be done
     #[arg(long)]
     pub dry_run: bool,
-    /// Read back and compare all that was written, and run SQLite's integrity check on every restored database
+    /// Read back and compare all that was written, run SQLite's checks on every restored database, and compare it with
+    /// what was recorded at its capture
     #[arg(long)]
     pub verify: bool,
     /// As root: how owners are restored

@@ -24,7 +24,7 @@ use super::args::{Cat, Filters, Object};
 use super::context::{Context, Session};
 use super::create::counts_json;
 use super::key;
-use super::nodes::{word, xattr_json};
+use super::nodes::{facts_json, proof_json, word, xattr_json};
 use super::output::{Out, document, put_path, rfc3339};
 
 /// Shows a stored object, or writes the bytes of a blob.
@@ -214,6 +214,7 @@ fn node_json(node: &Node) -> Value {
             "wal": wal,
             "wal_mode": database.wal_mode,
             "file_bytes": database.file_bytes,
+            "facts": database.facts.as_ref().map(facts_json),
         })
     });
     put("database", database);
@@ -385,6 +386,7 @@ fn mark_json(mark: &Mark) -> Value {
         "add": mark.add,
         "remove": mark.remove,
         "pin": mark.pin,
+        "proof": mark.proof.as_ref().map(proof_json),
         "slot": mark.slot.map(|id| id.to_string()),
     })
 }

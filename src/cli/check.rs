@@ -8,6 +8,7 @@ use snapshot::report::{Problem, Severity};
 
 use super::args::Check;
 use super::context::Context;
+use super::drill::{self, Outcome};
 use super::output::{Out, count, document, size, steps_line};
 use super::progress::problem_json;
 use super::seen::Seen;
@@ -16,20 +17,26 @@ use super::seen::Seen;
 pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
     let session = context.open()?;
     let read_data = if args.read_data { ReadData::All } else { args.read_data_subset.unwrap_or(ReadData::None) };
-    let (scratch, memory) = (context.scratch_dir()?, context.cache_dir()?);
-    let options = Options { read_data, databases: args.databases, scratch, memory };
+    let scratch = args.scratch.clone().map_or_else(|| context.scratch_dir(), Ok)?;
+    let memory = context.cache_dir()?;
+    let options = Options { read_data, databases: args.databases, scratch: scratch.clone(), memory };
     let mut seen = Seen::compare(context, &session.repo)?;
     let summary = check::run(&session.repo, &options, &context.reporter)?;
     seen.learn(&session.repo.read_snapshots()?.0);
+    let drills = match &args.restore_drill {
+        Some(names) => drill::run(context, &session.repo, names, &scratch)?,
+        None => Vec::new(),
+    };
     // What was met on the way, while the index was loaded, counts as well.
     let problems = context.reporter.problems();
     if context.global.json {
-        return out.json(&to_json(&summary, &problems, context.display.seconds()));
+        return out.json(&to_json(&summary, &problems, &drills, context.display.seconds()));
     }
     let damaged = damages(&problems);
     if context.global.quiet && damaged == 0 {
         return Ok(());
     }
+    drills.iter().try_for_each(|outcome| out.line(drill::to_text(outcome)))?;
     out.line(to_text(&summary, damaged, context.display.seconds()))?;
     steps_line(out, "what to do", &check::what_to_do(&problems))
 }
@@ -62,7 +69,7 @@ fn to_text(summary: &Summary, damaged: u64, seconds: f64) -> String {
     format!("{found}: checked {} in {seconds:.1} s", parts.join(", "))
 }
 
-fn to_json(summary: &Summary, problems: &[Problem], seconds: f64) -> Value {
+fn to_json(summary: &Summary, problems: &[Problem], drills: &[Outcome], seconds: f64) -> Value {
     document(json!({
         "damaged": damages(problems) > 0,
         "what_to_do": check::what_to_do(problems),
@@ -75,6 +82,7 @@ fn to_json(summary: &Summary, problems: &[Problem], seconds: f64) -> Value {
         "bytes_decoded": summary.bytes_decoded,
         "databases": summary.databases,
         "databases_rebuilt": summary.databases_rebuilt,
+        "drills": drills.iter().map(drill::to_json).collect::<Vec<_>>(),
         "seconds": seconds,
     }))
     .into()

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use snapshot::error::{Error, Result};
 use snapshot::repo::{Filter, Repository};
-use snapshot::report::Reporter;
+use snapshot::report::{Problem, Progress, Reporter, Sink};
 
 use super::args::{Filters, Global};
 use super::env::Env;
@@ -44,6 +44,11 @@ impl Context {
         let display = Display::new(&global);
         let reporter = Reporter::new(Box::new(Shown(display.clone())), &INTERRUPTED);
         Self { global, env: Env::of_process(), display, reporter, opened: Mutex::default() }
+    }
+
+    /// A reporter that shows progress, and keeps problems to itself.
+    pub fn collecting_reporter(&self) -> Reporter {
+        Reporter::new(Box::new(OnlyProgress(Shown(self.display.clone()))), &INTERRUPTED)
     }
 
     /// Where the repository is, or would be.
@@ -128,6 +133,17 @@ impl Context {
                 other => other,
             }),
         }
+    }
+}
+
+/// Shows no problems.
+struct OnlyProgress(Shown);
+
+impl Sink for OnlyProgress {
+    fn problem(&self, _: &Problem) {}
+
+    fn progress(&self, progress: &Progress) {
+        self.0.progress(progress);
     }
 }
 

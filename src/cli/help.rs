@@ -59,14 +59,16 @@ bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, dry_run.";
 
 pub const LIST: &str = "\
 Times are in this machine's time zone. A mark at the end says what to know of a snapshot: `!` some databases are stored \
-as plain files, unverified; `~` some of the source could not be read; `pinned` no rule of `prune` drops it.
+as plain files, unverified; `~` some of the source could not be read; `pinned` no rule of `prune` drops it; `proven` and a day: it was restored then, \
+for trial, and nothing was wrong (`snapshot check --restore-drill`).
 
 Examples:
   snapshot list
   snapshot list --source /srv/app --latest 5
   snapshot list --tag nightly --json
 
-With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, previous, program, \
+With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, proven (null, or time, \
+program, by), previous, program, \
 files, directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
 UTF-8, paths_hex has the bytes of all paths.";
 
@@ -83,7 +85,10 @@ Examples:
 With --json: snapshot_id and nodes, an array of objects with path (and path_hex if it is not UTF-8), type, mode, uid, \
 gid, mtime, and where they apply user, group, ctime, inode, size, target, device (major, minor), hard_link (a number \
 that other names of the same file have, too), xattrs (name and value, in hex if they are not UTF-8), extents (offset \
-and length of each stretch of data of a sparse file), database (page_bytes, pages, wal_mode, captured), unverified.";
+and length of each stretch of data of a sparse file), database (page_bytes, pages, wal_mode, captured, facts), \
+unverified. facts is what the database said of itself when it was captured: user_version, application_id, \
+schema_version, encoding (1 UTF-8, 2 UTF-16le, 3 UTF-16be), free_pages, schema_hash, and tables: name and rows of each \
+that has pages of its own, or null if there are more than 4,096.";
 
 pub const FIND: &str = "\
 A pattern without a slash is compared with names, one with a slash with paths in the snapshots: `/app/*.db` is right \
@@ -103,7 +108,8 @@ last (each with id, generation, time), and snapshots (the ids of all that have i
 pub const DIFF: &str = "\
 Each line begins with what happened: `+` new, `-` gone, `M` another content, `T` another kind of thing, and with \
 --metadata `U` other permissions, owner, time or attributes only. For a database, the tables and indexes that the \
-changed pages belong to follow, with the number of rows where that can be counted by reading little.
+changed pages belong to follow, with the number of rows as it was recorded, or where it can be counted by reading \
+little.
 
 Examples:
   snapshot diff latest~1 latest
@@ -253,6 +259,15 @@ pub const CHECK: &str = "\
 Without an option this looks at the structure: snapshots, directories, page maps, and whether all data they need is \
 there. Each problem is named with what it costs, and what mends it; the last line says what to do, in order. The status is 4 if there was any.
 
+--databases rebuilds each database page by page, has SQLite check it (integrity_check, foreign_key_check), and compares \
+it with what was recorded at its capture: user_version, application_id, schema, and the rows of each table.
+
+--restore-drill restores whole snapshots, one after the other, to a scratch directory: by default the newest of each \
+source. Everything is read back and compared, SQLite checks the databases, and the scratch directory is removed, \
+also when the drill is interrupted; what a killed one leaves, the next removes. It needs as much room as the snapshot \
+is long. If nothing is wrong, the snapshot is marked as proven, which `snapshot list` shows; else what is wrong is \
+named, and the status is 4. Owners are left out, since nothing there needs to belong to anybody else.
+
 --read-data decodes every pack once and remembers it; the next time a pack whose hash is still its name need not be \
 decoded again, since the same bytes decode to the same. With --no-cache all is decoded.
 
@@ -261,9 +276,12 @@ Examples:
   snapshot check --read-data
   snapshot check --read-data-subset 1/7     each day another seventh
   snapshot check --databases
+  snapshot check --restore-drill
+  snapshot check --restore-drill latest~1 1a2b3c4d --scratch /mnt/large
 
 With --json: damaged, what_to_do (commands, in order), problems (an array), snapshots, trees, blobs, packs, bytes_read, bytes_decoded, \
-databases, databases_rebuilt, seconds.";
+databases, databases_rebuilt, drills (an array of objects with snapshot_id, proven, files, databases, bytes, \
+verified_files, verified_databases, seconds), seconds.";
 
 pub const REPAIR: &str = "\
 `snapshot check` says which of these helps. None of them deletes what can still be read, and each may be cut off at any \

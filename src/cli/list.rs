@@ -3,12 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use snapshot::error::Result;
+use snapshot::format::mark::Proof;
 use snapshot::id::hex;
 use snapshot::repo::{Filter, Named};
 
 use super::args::List;
 use super::context::Context;
 use super::create::counts_json;
+use super::nodes::proof_json;
 use super::output::{Out, Table, clean_path, local_time, rfc3339, size};
 use super::seen::Seen;
 
@@ -47,6 +49,7 @@ fn to_json(named: &Named) -> Value {
     object.insert("source".into(), json!(snapshot.source));
     object.insert("tags".into(), json!(named.tags()));
     object.insert("pinned".into(), json!(named.is_pinned()));
+    object.insert("proven".into(), json!(named.proof().map(proof_json)));
     object.insert("previous".into(), json!(snapshot.previous.map(|id| id.to_string())));
     object.insert("program".into(), json!(snapshot.program));
     object.insert("paths".into(), snapshot.paths.iter().map(|path| text(path)).collect());
@@ -72,9 +75,14 @@ fn to_row(named: &Named) -> Vec<String> {
     ]
 }
 
-/// `!` for databases stored unverified, `~` for sources that could not be read, and whether it is pinned.
+/// `!` for databases stored unverified, `~` for sources that could not be read, whether it is pinned, and when it was
+/// last proved to be restorable.
 fn mark(named: &Named) -> String {
     let counts = &named.snapshot.counts;
     let marks = [(counts.unverified > 0, "!"), (counts.skipped > 0, "~"), (named.is_pinned(), "pinned")];
-    marks.into_iter().filter_map(|(holds, mark)| holds.then_some(mark)).collect::<Vec<_>>().join(" ")
+    let mut marks: Vec<_> = marks.iter().filter(|(holds, _)| *holds).map(|(_, mark)| (*mark).to_owned()).collect();
+    // The day alone: the rest is in the JSON.
+    let day = |proof: &Proof| format!("proven {}", local_time(proof.time).split(' ').next().unwrap_or_default());
+    marks.extend(named.proof().map(day));
+    marks.join(" ")
 }

@@ -9,6 +9,7 @@ mod context;
 mod copy;
 mod create;
 mod diff;
+mod drill;
 mod dump;
 mod env;
 mod find;

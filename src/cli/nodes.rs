@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use snapshot::format::facts::{Facts, TableRows};
+use snapshot::format::mark::{Proof, ProofKind};
 use snapshot::format::snapshot::{Owner, Snapshot};
 use snapshot::format::tree::{Node, NodeKind, Xattr};
 use snapshot::id::hex;
 
-use super::output::{clean_path, local_time, put_path, rfc3339, size};
+use super::output::{clean_path, count, local_time, put_path, rfc3339, size};
 
 /// What access control lists are stored as.
 const ACL: &[u8] = b"system.posix_acl_";
@@ -67,7 +69,9 @@ impl Style {
             out.extend(self.name(target));
         }
         if let Some((page_bytes, pages)) = pages {
-            out.extend(format!("  (database: {pages} pages of {page_bytes} bytes)").bytes());
+            let facts = node.database.as_ref().and_then(|database| database.facts.as_ref());
+            let inside = facts.map(rows_text).unwrap_or_default();
+            out.extend(format!("  (database: {pages} pages of {page_bytes} bytes{inside})").bytes());
         }
         if let Some(number) = node.hard_link {
             out.extend(format!("  (hard link {number})").bytes());
@@ -165,6 +169,9 @@ pub fn to_json(path: &[u8], node: &Node, owners: &Owners, pages: Option<(u32, u6
             fields["page_bytes"] = json!(page_bytes);
             fields["pages"] = json!(pages);
         }
+        if let Some(facts) = &database.facts {
+            fields["facts"] = facts_json(facts);
+        }
         put("database", fields);
     }
     if let Some(why) = &node.unverified {
@@ -174,6 +181,34 @@ pub fn to_json(path: &[u8], node: &Node, owners: &Owners, pages: Option<(u32, u6
         put_path(&mut object, "target", target);
     }
     object
+}
+
+/// How much is in a database, where it was counted.
+fn rows_text(facts: &Facts) -> String {
+    let Some((tables, rows)) = facts.tables.as_ref().zip(facts.rows()) else { return String::new() };
+    format!(", {}, {}", count(tables.len() as u64, "table", "tables"), count(rows, "row", "rows"))
+}
+
+/// What was recorded of a database.
+pub fn facts_json(facts: &Facts) -> Value {
+    let table = |table: &TableRows| json!({"name": table.name, "rows": table.rows});
+    json!({
+        "user_version": facts.user_version,
+        "application_id": facts.application_id,
+        "schema_version": facts.schema_version,
+        "encoding": facts.encoding,
+        "free_pages": facts.free_pages,
+        "schema_hash": facts.schema_hash.as_ref().map(|hash| hex(&hash[..])),
+        "tables": facts.tables.as_ref().map(|tables| tables.iter().map(table).collect::<Vec<_>>()),
+    })
+}
+
+/// When and how a snapshot was proved to be restorable.
+pub fn proof_json(proof: &Proof) -> Value {
+    let by = match proof.kind {
+        ProofKind::Drill => "restore-drill",
+    };
+    json!({"time": rfc3339(proof.time), "program": proof.program, "by": by})
 }
 
 /// An extended attribute: text as text, all else in hex.

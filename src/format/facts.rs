@@ -45,7 +45,7 @@ pub struct Facts {
     /// `PRAGMA schema_version`: rises when the schema changes.
     #[n(2)]
     pub schema_version: u32,
-    /// Encoding of text: 1 UTF-8, 2 UTF-16le, 3 UTF-16be; 0 where no text was ever stored.
+    /// Encoding of text: 1 UTF-8, 2 UTF-16le, 3 UTF-16be.
     #[n(3)]
     pub encoding: u32,
     /// Pages in the list of free pages.
@@ -98,8 +98,7 @@ impl Facts {
         number("user_version", self.user_version.into(), seen.user_version.into());
         number("application_id", self.application_id.into(), seen.application_id.into());
         number("schema_version", self.schema_version.into(), seen.schema_version.into());
-        // A file without a text has none, and SQLite takes it for UTF-8.
-        number("encoding", self.encoding.max(1).into(), seen.encoding.max(1).into());
+        number("encoding", self.encoding.into(), seen.encoding.into());
         number("the number of free pages", self.free_pages.into(), seen.free_pages.into());
         if let (Some(recorded), Some(is)) = (&self.schema_hash, &seen.schema_hash)
             && recorded != is

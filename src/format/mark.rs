@@ -1,5 +1,6 @@
 //! Marks: what is said of a snapshot after it was made. A snapshot never changes, since its name is its hash and the
-//! next generation names it; so a tag or a pin that comes later is an object of its own.
+//! next generation names it; so a tag or a pin that comes later is an object of its own, and so is the proof that it can be
+//! restored.
 
 use minicbor::{Decode, Encode};
 
@@ -32,6 +33,34 @@ pub struct Mark {
     /// The key slot that the repository was opened with.
     #[n(5)]
     pub slot: Option<SlotId>,
+    /// That it was proved to be restorable.
+    #[n(6)]
+    pub proof: Option<Proof>,
+}
+
+/// How a snapshot was proved to be restorable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum ProofKind {
+    /// All of it was restored to a scratch directory, read back and compared; SQLite checked its databases, and what is
+    /// in them was compared with what was recorded at their capture.
+    #[n(0)]
+    Drill,
+}
+
+/// A snapshot was proved to be restorable.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Proof {
+    /// When that was done.
+    #[n(0)]
+    pub time: Time,
+    /// Program and version that did it.
+    #[n(1)]
+    pub program: String,
+    /// How.
+    #[n(2)]
+    pub kind: ProofKind,
 }
 
 impl Mark {

@@ -344,6 +344,7 @@ pub fn split(nodes: Vec<Node>) -> Vec<Vec<Node>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::facts::TableRows;
 
     fn file(name: &str) -> Node {
         Node { size: Some(1), content: Some(Content::default()), ..Node::bare(name.as_bytes(), NodeKind::File) }
@@ -361,6 +362,16 @@ mod tests {
         assert!(Tree::decode(&encode(vec![Node { extents: Some(vec![0, 2]), ..file("a") }])).is_err());
         assert!(Tree::decode(&encode(vec![Node { extents: Some(vec![u64::MAX, 2]), ..file("a") }])).is_err());
         assert!(Tree::decode(&encode(vec![Node { content: None, ..file("a") }])).is_err());
+        let database = |names: &[&str]| {
+            let tables = names.iter().map(|name| TableRows { name: (*name).into(), rows: 1 }).collect();
+            let facts = Some(Facts { tables: Some(tables), ..Facts::default() });
+            let (map, captured) = (BlobId([1; 32]), Time::default());
+            let database = Database { map, captured, device: 0, wal: None, wal_mode: true, file_bytes: 0, facts };
+            Node { size: Some(1), database: Some(database), ..Node::bare(b"d", NodeKind::Database) }
+        };
+        assert!(Tree::decode(&encode(vec![database(&["a", "b"])])).is_ok());
+        assert!(Tree::decode(&encode(vec![database(&["b", "a"])])).is_err());
+        assert!(Tree::decode(&encode(vec![Node { database: None, ..database(&[]) }])).is_err());
     }
 
     #[test]

@@ -138,8 +138,15 @@ impl Sample {
             children: join_ids(&[leaf]),
         };
         let map = self.writer().put(BlobType::Map, &cbor::encode(&root)).unwrap();
-        let database =
-            Some(Database { map, captured: Time::default(), device: 1, wal: None, wal_mode: true, file_bytes: 0, facts: None });
+        let database = Some(Database {
+            map,
+            captured: Time::default(),
+            device: 1,
+            wal: None,
+            wal_mode: true,
+            file_bytes: 0,
+            facts: None,
+        });
         Node { size: Some(file.len() as u64), database, mode: 0o600, ..Node::bare(name.as_bytes(), NodeKind::Database) }
     }
 

@@ -63,7 +63,7 @@ fn note(named: &Named, change: &Change) -> MarkNote {
         None => change.remove.contains(tag) && !change.add.contains(tag),
     };
     let remove = named.tags().iter().filter(goes).cloned().collect();
-    MarkNote { add, remove, pin: change.pin.filter(|pin| *pin != named.is_pinned()) }
+    MarkNote { add, remove, pin: change.pin.filter(|pin| *pin != named.is_pinned()), proof: None }
 }
 
 #[cfg(test)]

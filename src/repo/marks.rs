@@ -1,4 +1,5 @@
-//! Marks over the repository: which tags a snapshot has now, and whether it is pinned.
+//! Marks over the repository: which tags a snapshot has now, whether it is pinned, and when it was last proved to be
+//! restorable.
 //!
 //! Several hosts may mark at once, and stores that only grow take marks as well: each is a new object, and what holds
 //! is found by going through all of a snapshot in the order of (time, id).
@@ -13,24 +14,26 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::MAX_CONTROL_BYTES;
 use crate::format::cbor::Time;
-use crate::format::mark::Mark;
+use crate::format::mark::{Mark, Proof};
 use crate::format::snapshot::Snapshot;
 use crate::id::{MarkId, SnapshotId};
 use crate::report::{Problem, Reporter, Severity};
 
-/// Tags and pin of a snapshot as its marks leave them.
+/// Tags, pin and proof of a snapshot as its marks leave them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Marked {
     tags: Vec<String>,
     is_pinned: bool,
     /// Time of the newest mark.
     newest: Option<Time>,
+    /// The last proof that it can be restored.
+    proof: Option<Proof>,
 }
 
 impl Named {
     /// A snapshot of which nothing was said since it was made.
     pub fn new(id: SnapshotId, snapshot: Snapshot) -> Self {
-        let marked = Marked { tags: snapshot.tags.clone(), is_pinned: snapshot.pinned, newest: None };
+        let marked = Marked { tags: snapshot.tags.clone(), is_pinned: snapshot.pinned, newest: None, proof: None };
         Self { id, snapshot, marked }
     }
 
@@ -44,8 +47,13 @@ impl Named {
         self.marked.is_pinned
     }
 
+    /// The last proof that it can be restored, if there is one.
+    pub fn proof(&self) -> Option<&Proof> {
+        self.marked.proof.as_ref()
+    }
+
     fn mark(&mut self, mark: &Mark) {
-        let Marked { tags, is_pinned, newest } = &mut self.marked;
+        let Marked { tags, is_pinned, newest, proof } = &mut self.marked;
         tags.retain(|tag| !mark.remove.contains(tag));
         for tag in &mark.add {
             if !tags.contains(tag) {
@@ -54,6 +62,11 @@ impl Named {
         }
         *is_pinned = mark.pin.unwrap_or(*is_pinned);
         *newest = Some(mark.time);
+        if let Some(other) = &mark.proof
+            && proof.as_ref().is_none_or(|proof| proof.time <= other.time)
+        {
+            *proof = Some(other.clone());
+        }
     }
 }
 
@@ -66,6 +79,8 @@ pub struct MarkNote {
     pub remove: Vec<String>,
     /// Whether to pin it; `None` leaves that.
     pub pin: Option<bool>,
+    /// That it was proved to be restorable.
+    pub proof: Option<Proof>,
 }
 
 /// All marks in the store.
@@ -171,6 +186,7 @@ impl Repository {
             remove: note.remove.clone(),
             pin: note.pin,
             slot: Some(self.slot()),
+            proof: note.proof.clone(),
         };
         let (id, bytes) = mark.seal(&self.keys)?;
         self.backend.put(&layout::mark(id), bytes)?;
@@ -192,11 +208,12 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::mark::ProofKind;
     use crate::repo::testing::{World, noise};
 
     fn note(add: &[&str], remove: &[&str], pin: Option<bool>) -> MarkNote {
         let owned = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect();
-        MarkNote { add: owned(add), remove: owned(remove), pin }
+        MarkNote { add: owned(add), remove: owned(remove), pin, proof: None }
     }
 
     fn only(repo: &Repository) -> Named {
@@ -229,11 +246,35 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_proof_counts() {
+        let world = World::new();
+        world.snapshot("/s", 1, &[noise(1, 100)], |_| None);
+        let mut named = only(&world.repo);
+        let proof = |secs| Proof { time: Time { secs, nanos: 0 }, program: "p".into(), kind: ProofKind::Drill };
+        // One of a copy that was proved before comes after.
+        for (secs, latest) in [(5, 5), (9, 9), (7, 9)] {
+            world.repo.put_mark(&mut named, &MarkNote { proof: Some(proof(secs)), ..MarkNote::default() }).unwrap();
+            world.repo.put_mark(&mut named, &note(&["a"], &[], None)).unwrap();
+            for seen in [&named, &only(&world.repo)] {
+                assert_eq!(seen.proof(), Some(&proof(latest)));
+            }
+        }
+    }
+
+    #[test]
     fn a_clock_that_stands_in_the_past_does_not_matter() {
         let world = World::new();
         let id = world.snapshot("/s", 1, &[noise(1, 100)], |_| None);
         let ahead = Time { secs: clock::now().secs + 1_000_000, nanos: 999_999_999 };
-        let mark = Mark { time: ahead, snapshot: id, add: vec!["a".into()], remove: vec![], pin: None, slot: None };
+        let mark = Mark {
+            time: ahead,
+            snapshot: id,
+            add: vec!["a".into()],
+            remove: vec![],
+            pin: None,
+            slot: None,
+            proof: None,
+        };
         let (name, bytes) = mark.seal(world.repo.keys()).unwrap();
         world.repo.backend().put(&layout::mark(name), bytes).unwrap();
         world.repo.put_mark(&mut only(&world.repo), &note(&["b"], &["a"], None)).unwrap();

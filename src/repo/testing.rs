@@ -160,7 +160,8 @@ impl World {
 }
 
 pub(crate) fn database_node(map: BlobId) -> Node {
-    let database = Database { map, captured: clock::now(), device: 0, wal: None, wal_mode: true, file_bytes: 0, facts: None };
+    let database =
+        Database { map, captured: clock::now(), device: 0, wal: None, wal_mode: true, file_bytes: 0, facts: None };
     Node { size: Some(1), database: Some(database), ..Node::bare(b"zz.db", NodeKind::Database) }
 }
 

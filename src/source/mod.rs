@@ -6,6 +6,7 @@ pub mod exclude;
 pub mod hold;
 pub mod marker;
 pub mod owners;
+pub mod scratch;
 pub mod spool;
 pub mod sqlite;
 pub mod stat;

@@ -234,7 +234,9 @@ fn ls_in_all_its_forms() {
     };
     let long = line(world.ok(["ls", "-l", "latest"]), "data.db");
     assert!(
-        long.starts_with("-rw") && long.contains("* ") && long.ends_with("(database: 2 pages of 1024 bytes)"),
+        long.starts_with("-rw")
+            && long.contains("* ")
+            && long.ends_with("(database: 2 pages of 1024 bytes, 1 table, 0 rows)"),
         "{long}"
     );
     assert!(line(world.ok(["ls", "-l", "latest"]), "b/second").ends_with("(hard link 1)"));

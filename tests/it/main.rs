@@ -18,6 +18,7 @@ mod looking;
 mod marks;
 mod one_unit;
 mod picture;
+mod proving;
 mod prune;
 mod repair;
 mod restoring;

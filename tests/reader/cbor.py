@@ -111,6 +111,11 @@ def uint(bits, low=0):
     return lambda v: type(v) is int and low <= v < 1 << bits
 
 
+def integer(bits):
+    """A number of so many bits that may be negative."""
+    return lambda v: type(v) is int and -(1 << bits - 1) <= v < 1 << bits - 1
+
+
 def within(low, high):
     """A number in a range, ends included."""
     return lambda v: type(v) is int and low <= v <= high

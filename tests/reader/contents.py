@@ -173,6 +173,10 @@ def check_node(node):
     for offset, length in zip(extents[::2], extents[1::2]):
         need(end <= offset and offset + length <= node.get(8, 0), f"{name!r} has extents out of order")
         end = offset + length
+    names = [table[0].encode() for table in node.get(15, {}).get(6, {}).get(6, [])]
+    need(names == sorted(set(names)), f"{node[0]!r} has tables out of order")
+    sizes = [len(name) for name in names]
+    need(len(sizes) <= 4096 and max(sizes, default=0) <= 1024 and sum(sizes) <= 65536, "more tables than allowed")
 
 
 def leaf_entries(leaf):

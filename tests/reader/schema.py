@@ -1,17 +1,19 @@
 """The CDDL of repo-format.md, 17, as checks."""
 
-from cbor import Shape, array, boolean, raw, row, text, uint, within
+from cbor import Shape, array, boolean, integer, raw, row, text, uint, within
 from common import LEAF_PAGES
 
 u32, u64, ident = uint(32), uint(64), raw(32)
 ids = raw(multiple=32)
-time = row(lambda v: type(v) is int and -(1 << 63) <= v < 1 << 63, within(0, 999_999_999))
+time = row(integer(64), within(0, 999_999_999))
 KDF = Shape({0: within(19456, 4194304), 1: within(1, 64), 2: within(1, 16)})
 SLOT_SHAPE = Shape({0: within(0, 2), 1: KDF, 2: raw(32), 3: raw(48), 4: time, 5: text}, [1])
 CHUNKER = Shape({0: text, 1: u32, 2: u32, 3: u32})
 CONFIG_SHAPE = Shape({0: raw(16), 1: u32, 2: u32, 3: array(text), 4: CHUNKER})
 WAL = Shape({0: u64, 1: u64, 2: time, 3: time, 4: u64})
-DB = Shape({0: ident, 1: time, 2: u64, 3: WAL, 4: boolean, 5: u64}, [3])
+TABLE = Shape({0: text, 1: u64})
+FACTS = Shape({0: integer(32), 1: integer(32), 2: u32, 3: u32, 4: u32, 5: raw(32), 6: array(TABLE)}, [5, 6])
+DB = Shape({0: ident, 1: time, 2: u64, 3: WAL, 4: boolean, 5: u64, 6: FACTS}, [3, 6])
 CONTENT = Shape({0: within(0, 4), 1: ids})
 NODE = Shape(
     {0: raw(), 1: within(0, 7), 2: within(0, 0o7777), 3: u32, 4: u32, 5: time, 6: time, 7: u64, 8: u64, 9: CONTENT,
@@ -29,4 +31,5 @@ SNAPSHOT_SHAPE = Shape(
      10: array(OWNER), 11: array(OWNER), 12: time, 13: ident, 14: boolean},
     [4, 13],
 )
-MARK_SHAPE = Shape({0: time, 1: ident, 2: array(text), 3: array(text), 4: boolean, 5: ident}, [4, 5])
+PROOF = Shape({0: time, 1: text, 2: within(0, 0)})
+MARK_SHAPE = Shape({0: time, 1: ident, 2: array(text), 3: array(text), 4: boolean, 5: ident, 6: PROOF}, [4, 5, 6])

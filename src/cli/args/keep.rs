@@ -102,9 +102,16 @@ pub struct Check {
     /// Read a part of it: 5% at random, 2/7 (the second of seven parts), or 500M
     #[arg(long, value_name = "PART", value_parser = parse::subset)]
     pub read_data_subset: Option<ReadData>,
-    /// Rebuild each database and run SQLite's own checks on it
+    /// Rebuild each database, run SQLite's own checks on it, and compare it with what was recorded at its capture
     #[arg(long)]
     pub databases: bool,
+    /// Restore these snapshots to a scratch directory, check all that came of it, and record that they are proven
+    /// [default: the newest of each source]
+    #[arg(long, value_name = "SNAP", num_args = 0..)]
+    pub restore_drill: Option<Vec<String>>,
+    /// Directory to rebuild databases and to restore in [default: in your cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
 }
 
 /// `repair`

@@ -19,7 +19,7 @@ use crate::format::control::SessionKind;
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Database, Node, NodeKind};
 use crate::id::{BlobId, SnapshotId};
-use crate::repo::{Gather, Named, Repository, SessionGuard, Writer};
+use crate::repo::{Gather, MarkNote, Named, Repository, SessionGuard, Writer};
 use crate::report::Reporter;
 
 /// Snapshots are committed when this many bytes were written since the last commit, and at the end.
@@ -208,6 +208,7 @@ impl<'a> Copying<'a> {
         for (named, tree) in ready.drain(..) {
             let (host, source) = (&named.snapshot.host, &named.snapshot.source);
             let previous = self.to.newest(host, source, self.reporter)?;
+            let proof = named.proof().cloned();
             let snapshot = Snapshot {
                 generation: previous.as_ref().map_or(1, |p| p.snapshot.generation + 1),
                 previous: previous.map(|p| p.id),
@@ -223,6 +224,10 @@ impl<'a> Copying<'a> {
             let id = self.to.put_snapshot(&snapshot)?;
             // Once more, as after every commit: see `create`.
             self.to.rescue_condemned(tree, self.reporter)?;
+            if let Some(proof) = proof {
+                let mut named = Named::new(id, snapshot.clone());
+                self.to.put_mark(&mut named, &MarkNote { proof: Some(proof), ..MarkNote::default() })?;
+            }
             summary.copied.push(Copied { from: named.id, to: id, generation: snapshot.generation });
         }
         Ok(())

@@ -152,7 +152,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
             skipped: reporter.problems().iter().filter(|p| p.severity == Severity::Source).count() as u64,
             ..collected.counts
         },
-        program: concat!("snapshot ", env!("CARGO_PKG_VERSION")).into(),
+        program: crate::PROGRAM.into(),
         users: names(&owners.users, |id| nix::unistd::User::from_uid(id.into()).ok().flatten().map(|u| u.name)),
         groups: names(&owners.groups, |id| nix::unistd::Group::from_gid(id.into()).ok().flatten().map(|g| g.name)),
         slot: Some(repo.slot()),

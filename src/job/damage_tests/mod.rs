@@ -143,7 +143,8 @@ fn put_root(writer: &mut Writer, file: &[u8], leaf: BlobId) -> BlobId {
 }
 
 fn database(name: &str, file: &[u8], map: BlobId) -> Node {
-    let database = Database { map, captured: Time::default(), device: 0, wal: None, wal_mode: false, file_bytes: 0, facts: None };
+    let database =
+        Database { map, captured: Time::default(), device: 0, wal: None, wal_mode: false, file_bytes: 0, facts: None };
     Node { size: Some(file.len() as u64), database: Some(database), ..Node::bare(name.as_bytes(), NodeKind::Database) }
 }
 
@@ -234,7 +235,7 @@ fn fixture() -> Fixture {
     repo.bury_snapshot(forgotten).unwrap();
     repo.condemn(vec![PackId([1; 32])], vec![]).unwrap();
     for named in repo.read_snapshots().unwrap().0.iter_mut() {
-        let note = MarkNote { add: vec!["a".into()], remove: vec![], pin: Some(true) };
+        let note = MarkNote { add: vec!["a".into()], remove: vec![], pin: Some(true), proof: None };
         repo.put_mark(named, &note).unwrap();
     }
     for name in [1, 2] {

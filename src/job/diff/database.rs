@@ -1,13 +1,14 @@
 //! What differs between two versions of a database: pages by the hashes in their maps, then tables by the owners of
-//! those pages, then rows where counting them is cheap.
+//! those pages, then rows as they were recorded, or where counting them is cheap.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::owners::{self, Owners, Remembered, Use};
 use super::pages::Pages;
 use crate::error::Result;
+use crate::format::facts::Facts;
 use crate::format::pagemap::{LEAF_PAGES, PageRef};
-use crate::id::BlobId;
+use crate::format::tree::Database as Record;
 use crate::repo::Repository;
 use crate::report::Reporter;
 use crate::source::sqlite::HEADER_BYTES;
@@ -82,17 +83,17 @@ impl DatabaseChange {
     }
 }
 
-/// Compares two versions by their page maps.
+/// Compares two versions by their page maps. Rows are told from what was recorded of both, if it was, else counted.
 ///
 /// # Errors
 /// [`crate::error::Error::Missing`], [`crate::error::Error::Corrupt`] or [`crate::error::Error::Interrupted`].
 pub(super) fn compare(
     repo: &Repository,
-    before: &BlobId,
-    after: &BlobId,
+    before: &Record,
+    after: &Record,
     reporter: &Reporter,
 ) -> Result<DatabaseChange> {
-    let (mut old, mut new) = (Pages::open(repo, before, reporter)?, Pages::open(repo, after, reporter)?);
+    let (mut old, mut new) = (Pages::open(repo, &before.map, reporter)?, Pages::open(repo, &after.map, reporter)?);
     let mut change = DatabaseChange {
         page_bytes: (old.root.page_bytes, new.root.page_bytes),
         pages: (old.root.pages, new.root.pages),
@@ -128,7 +129,9 @@ pub(super) fn compare(
     let ((old_header, old_owners), (new_header, new_owners)) = both;
     let old = Version { pages: old, header: old_header, owners: old_owners };
     let new = Version { pages: new, header: new_header, owners: new_owners };
-    Tables::new(old, new, changed).fill(&mut change)?;
+    let recorded = before.facts.as_ref().zip(after.facts.as_ref());
+    let recorded = recorded.filter(|(before, after)| before.tables.is_some() && after.tables.is_some());
+    Tables::new(old, new, changed, recorded).fill(&mut change)?;
     Ok(change)
 }
 
@@ -167,10 +170,12 @@ struct Tables<'a> {
     numbers: Vec<(Option<usize>, Option<usize>)>,
     /// The place in `numbers` of each of the old version, and of the new.
     places: (Vec<usize>, Vec<usize>),
+    /// What was recorded of both, if their rows were.
+    recorded: Option<(&'a Facts, &'a Facts)>,
 }
 
 impl<'a> Tables<'a> {
-    fn new(old: Version<'a>, new: Version<'a>, changed: PageSet) -> Self {
+    fn new(old: Version<'a>, new: Version<'a>, changed: PageSet, recorded: Option<(&'a Facts, &'a Facts)>) -> Self {
         let mut numbers: Vec<_> = (0..old.owners.trees.len()).map(|n| (Some(n), None)).collect();
         let known: HashMap<_, _> =
             old.owners.trees.iter().enumerate().map(|(n, tree)| ((tree.is_index, tree.name.as_str()), n)).collect();
@@ -184,7 +189,7 @@ impl<'a> Tables<'a> {
             new_places.push(place);
         }
         let places = ((0..old.owners.trees.len()).collect(), new_places);
-        Self { old, new, changed, numbers, places }
+        Self { old, new, changed, numbers, places, recorded }
     }
 
     /// The place in `numbers` of the table that a page belonged to, and of the one it belongs to, and whether it has
@@ -202,8 +207,7 @@ impl<'a> Tables<'a> {
 
     fn fill(&mut self, change: &mut DatabaseChange) -> Result<()> {
         self.follow_long_rows()?;
-        let body =
-            |version: &mut Version<'_>| -> Result<Vec<u8>> { Ok(version.pages.one(1)?.split_off(HEADER_BYTES)) };
+        let body = |version: &mut Version<'_>| -> Result<Vec<u8>> { Ok(version.pages.one(1)?.split_off(HEADER_BYTES)) };
         let only_header = self.changed.has(1) && body(&mut self.old)? == body(&mut self.new)?;
         let mut pages: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         for page in 1..=self.old.pages.count().max(self.new.pages.count()) {
@@ -232,7 +236,10 @@ impl<'a> Tables<'a> {
                 pages.entry(place).or_default();
             }
         }
-        let mut rows = self.count_rows(&pages)?;
+        let mut rows = match self.recorded {
+            Some((before, after)) => self.recorded_rows(&pages, before, after),
+            None => self.count_rows(&pages)?,
+        };
         for (place, (pages, pages_left)) in pages {
             let Some((was, is)) = self.numbers.get(place).copied() else { continue };
             let tree = is.map(|n| &self.new.owners.trees[n]).or(was.map(|n| &self.old.owners.trees[n]));
@@ -285,6 +292,25 @@ impl<'a> Tables<'a> {
             heads = next;
         }
         Ok(())
+    }
+
+    /// Rows more, and rows before and after, of the tables among those that changed, as they were recorded.
+    fn recorded_rows(
+        &self,
+        touched: &BTreeMap<usize, (u64, u64)>,
+        before: &Facts,
+        after: &Facts,
+    ) -> HashMap<usize, Counted> {
+        let rows = |version: &Version<'_>, facts: &Facts, tree: Option<usize>| {
+            let Some(tree) = tree else { return Some(0) };
+            version.owners.trees.get(tree).filter(|tree| !tree.is_index).and_then(|tree| facts.rows_of(&tree.name))
+        };
+        let counted = |place: &usize| {
+            let (was, is) = self.numbers.get(*place).copied()?;
+            let (before, after) = (rows(&self.old, before, was)?, rows(&self.new, after, is)?);
+            Some((*place, (i64::try_from(i128::from(after) - i128::from(before)).ok(), Some((before, after)))))
+        };
+        touched.keys().filter_map(counted).collect()
     }
 
     /// Rows more, and rows before and after, of the tables among those that changed. Only pages that differ, or whose
@@ -360,6 +386,7 @@ mod tests {
     use super::*;
     use crate::format::tree::Node;
     use crate::job::sample::{Sample, noise};
+    use crate::source::sqlite::examine::examine;
 
     const PAGE_BYTES: usize = 512;
 
@@ -386,8 +413,8 @@ mod tests {
     }
 
     fn change(sample: &Sample, before: &Node, after: &Node) -> DatabaseChange {
-        let map = |node: &Node| node.database.as_ref().unwrap().map;
-        compare(&sample.repo, &map(before), &map(after), &Reporter::silent()).unwrap()
+        let [before, after] = [before, after].map(|node| node.database.clone().unwrap());
+        compare(&sample.repo, &before, &after, &Reporter::silent()).unwrap()
     }
 
     #[test]
@@ -423,6 +450,37 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_the_same_recorded_or_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        let mut sample = Sample::new();
+        let mut recorded = |sql: &str| {
+            std::fs::write(&path, sqlite()).unwrap();
+            rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+            let file = std::fs::read(&path).unwrap();
+            let facts = examine(&path, &Reporter::silent()).unwrap().facts;
+            let mut node = store(&mut sample, &file);
+            node.database.as_mut().unwrap().facts = facts;
+            node
+        };
+        let before = recorded("");
+        let after = recorded(
+            "INSERT INTO t SELECT a, 1 FROM w; DELETE FROM w WHERE a % 2; CREATE TABLE u(x); INSERT INTO u VALUES (7);
+             CREATE INDEX j ON u(x)",
+        );
+        sample.flush();
+        let told = change(&sample, &before, &after);
+        let no_facts = |record| Record { facts: None, ..record };
+        let without = |node: &Node| Node { database: node.database.clone().map(no_facts), ..node.clone() };
+        assert_eq!(told, change(&sample, &without(&before), &without(&after)));
+        assert_eq!(told, change(&sample, &before, &without(&after)), "one record is not enough");
+        let rows: Vec<_> = told.tables.iter().map(|table| (table.name.as_str(), table.rows)).collect();
+        for expected in [("t", Some((267, 667))), ("u", Some((0, 1))), ("w", Some((400, 200))), ("j", None)] {
+            assert!(rows.contains(&expected), "{rows:?}");
+        }
+    }
+
+    #[test]
     fn a_page_that_is_lost_is_an_error() {
         let mut sample = Sample::new();
         let file = sqlite();
@@ -435,7 +493,7 @@ mod tests {
         sample.flush();
         // The second version has stored it once more.
         (0..sample.repo.index().places(&pages[0].segment).count()).for_each(|n| sample.damage(&pages[0].segment, n));
-        let map = |node: &Node| node.database.as_ref().unwrap().map;
-        assert!(compare(&sample.repo, &map(&before), &map(&after), &Reporter::silent()).is_err());
+        let [before, after] = [before, after].map(|node| node.database.unwrap());
+        assert!(compare(&sample.repo, &before, &after, &Reporter::silent()).is_err());
     }
 }

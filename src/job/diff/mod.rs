@@ -234,7 +234,7 @@ impl Comparison<'_> {
                     && let (Some(a), Some(b)) = (&a.database, &b.database)
                 {
                     self.reporter.current(|| String::from_utf8_lossy(path).into_owned());
-                    match database::compare(self.repo, &a.map, &b.map, self.reporter) {
+                    match database::compare(self.repo, a, b, self.reporter) {
                         Ok(change) => {
                             aspects.content = change.is_change();
                             database = aspects.content.then_some(change);

@@ -212,7 +212,8 @@ fn a_snapshot_forgotten_while_tombs_go_can_be_taken_back() {
 
 /// Seals a mark that pins, or says nothing of it.
 fn mark(world: &World, snapshot: SnapshotId, pin: Option<bool>) -> (String, Vec<u8>) {
-    let mark = Mark { time: clock::now(), snapshot, add: vec!["a".into()], remove: vec![], pin, slot: None };
+    let mark =
+        Mark { time: clock::now(), snapshot, add: vec!["a".into()], remove: vec![], pin, slot: None, proof: None };
     let (id, bytes) = mark.seal(world.repo.keys()).unwrap();
     (layout::mark(id), bytes)
 }

@@ -78,7 +78,8 @@ pub struct Options {
     pub force: bool,
     /// Only says what would be done.
     pub dry_run: bool,
-    /// Reads back and compares everything that was written, and runs `PRAGMA integrity_check` on every database.
+    /// Reads back and compares everything that was written, has SQLite check every database, and compares what is in it
+    /// with what was recorded at its capture.
     pub verify: bool,
     /// How owners are restored.
     pub ownership: Ownership,
@@ -166,7 +167,7 @@ pub struct Summary {
     pub deleted: u64,
     /// Files that were read back and compared.
     pub verified_files: u64,
-    /// Databases that were read back and compared, and passed `PRAGMA integrity_check`.
+    /// Databases that were read back and compared, passed SQLite's check, and are what was recorded.
     pub verified_databases: u64,
     /// Whether this went on with a restore that had not ended.
     pub resumed: bool,

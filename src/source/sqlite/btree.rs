@@ -39,7 +39,8 @@ pub fn header_facts(first: &[u8]) -> Facts {
         user_version: number(60).cast_signed(),
         application_id: number(68).cast_signed(),
         schema_version: number(40),
-        encoding: number(56),
+        // A file without a text has none yet, and SQLite takes it for UTF-8.
+        encoding: number(56).max(1),
         free_pages: number(36),
         schema_hash: None,
         tables: None,

@@ -76,8 +76,7 @@ pub fn examine(path: &Path, reporter: &Reporter) -> Result<Examined> {
     });
     reporter.check_interrupt()?;
     if let Err(error) = examined {
-        let is_damage =
-            matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+        let is_damage = matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
         let found = if is_damage { Finding::Unsound } else { Finding::CantTell };
         out.findings.push(found(error.to_string()));
     }

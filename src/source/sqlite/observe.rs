@@ -284,7 +284,10 @@ mod tests {
                 });
                 let tables = asked.tables.as_ref().unwrap();
                 assert!(tables.len() >= 11, "sqlite_sequence, sqlite_stat1 and what FTS5 keeps, too: {tables:?}");
-                assert_eq!((asked.rows_of("t"), asked.rows_of("void"), asked.rows_of("v")), (Some(2000), Some(0), None));
+                assert_eq!(
+                    (asked.rows_of("t"), asked.rows_of("void"), asked.rows_of("v")),
+                    (Some(2000), Some(0), None)
+                );
                 assert_eq!((asked.user_version, asked.application_id), (-17, 0x7fff_ffff));
                 assert_eq!(observe(&file, page_bytes, 7), asked, "{page_bytes} {before}");
                 let (vacuumed, asked) = in_a_file(page_bytes, |db| {
