@@ -128,9 +128,6 @@ pub enum Command {
     /// Print a script that completes this command in a shell
     #[command(after_long_help = help::COMPLETIONS)]
     Completions(Completions),
-    /// Hold a database for the process that started this one
-    #[command(hide = true)]
-    HoldDatabase(HoldDatabase),
 }
 
 /// Cost of hashing a password.
@@ -312,12 +309,4 @@ pub struct Restore {
 pub struct Completions {
     /// The shell
     pub shell: clap_complete::Shell,
-}
-
-/// `hold-database`
-#[derive(Debug, Args)]
-pub struct HoldDatabase {
-    /// The database
-    #[arg(allow_hyphen_values = true)]
-    pub path: PathBuf,
 }

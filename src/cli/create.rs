@@ -37,7 +37,6 @@ pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
 }
 
 fn options(context: &Context, args: Create) -> Result<Options> {
-    let helper = std::env::current_exe().map_err(|e| Error::file("find", "this program", e))?;
     let (paths, stdin) = sources(args.paths, args.stdin, args.stdin_from_command, args.stdin_name)?;
     Ok(Options {
         paths,
@@ -55,7 +54,6 @@ fn options(context: &Context, args: Create) -> Result<Options> {
         level: args.compression,
         spool_dir: context.scratch_dir()?,
         max_lock: Duration::from_secs(args.max_lock),
-        helper,
     })
 }
 

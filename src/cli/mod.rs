@@ -40,7 +40,6 @@ use clap::Parser;
 
 use snapshot::error::Result;
 use snapshot::report::Severity;
-use snapshot::source::hold::hold_database;
 
 use args::{Cli, Command};
 use context::Context;
@@ -55,10 +54,6 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
     };
-    // Before all else: the process that holds a database must not have touched anything.
-    if let Command::HoldDatabase(args) = &cli.command {
-        return ExitCode::from(hold_database(&args.path));
-    }
     let context = Context::new(cli.global);
     let weigh = weigh(&cli.command);
     let display = context.display.clone();
@@ -98,7 +93,6 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Copy(args) => copy::run(context, *args, out),
         Command::Unlock(args) => unlock::run(context, &args, out),
         Command::Completions(args) => completions::run(&args, out),
-        Command::HoldDatabase(_) => Ok(()),
     }
 }
 

@@ -133,7 +133,8 @@ pub struct Database {
     /// Device of the file.
     #[n(2)]
     pub device: u64,
-    /// The `-wal` file at the capture, if there was one that was not empty.
+    /// The `-wal` file at the capture, if there was one that was not empty; or the journal of an interrupted
+    /// transaction that was put back.
     #[n(3)]
     pub wal: Option<WalStamp>,
     /// Whether the file was in WAL mode.

@@ -3,7 +3,6 @@
 pub mod attributes;
 pub mod capture;
 pub mod exclude;
-pub mod hold;
 pub mod marker;
 pub mod owners;
 pub mod scratch;

@@ -27,6 +27,8 @@ mod restoring_on;
 mod roles;
 mod selection;
 mod sqlite;
+mod sqlite_load;
+mod sqlite_modes;
 mod sqlite_unchanged;
 mod sqlite_unsound;
 mod storage;

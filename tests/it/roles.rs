@@ -2,18 +2,29 @@
 //!
 //! A role says "ready" on its standard error, and goes on until its standard input ends.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 const ROLE: &str = "SNAPSHOT_IT_ROLE";
 const DATABASE: &str = "SNAPSHOT_IT_DATABASE";
 const FILES: &str = "SNAPSHOT_IT_FILES";
+/// Transactions a second of [`Role::Transfer`] and [`Role::Serve`]; as many as it can without.
+pub const PACE: &str = "SNAPSHOT_IT_PACE";
+/// A value for `locking_mode`, set before the database is first read.
+pub const LOCKING: &str = "SNAPSHOT_IT_LOCKING";
+/// A value for `journal_mode`: the file remembers no other than WAL.
+pub const JOURNAL: &str = "SNAPSHOT_IT_JOURNAL_MODE";
+/// Where [`Role::Serve`] writes what it has done.
+pub const FIGURES: &str = "SNAPSHOT_IT_FIGURES";
+/// What an application that expects to wait for others gives SQLite to be patient.
+const USUAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Number of accounts, and what they hold together.
 pub const ACCOUNTS: i64 = 100;
@@ -26,6 +37,9 @@ pub enum Role {
     /// Moves money between accounts and adds rows, one transaction after the other, as fast as it can. An error ends
     /// it with a status other than 0.
     Transfer,
+    /// An application: moves money, adds rows each with a file that is written and synced before the row is committed,
+    /// rewrites many rows now and then, checkpoints, closes the database and opens it again. An error ends it.
+    Serve,
     /// Commits to the log, never checkpoints, and keeps the database open.
     CommitToLog,
     /// Has the database locked for itself.
@@ -45,8 +59,14 @@ pub struct Player {
 impl Role {
     /// Starts a process, and waits until it is ready.
     pub fn start(self, database: &Path) -> Player {
+        self.start_with(database, &[])
+    }
+
+    /// Starts a process with variables, and waits until it is ready.
+    pub fn start_with(self, database: &Path, variables: &[(&str, &str)]) -> Player {
         let name = match self {
             Role::Transfer => "transfer",
+            Role::Serve => "serve",
             Role::CommitToLog => "commit-to-log",
             Role::LockForItself => "lock-for-itself",
             Role::Spill => "spill",
@@ -54,6 +74,7 @@ impl Role {
         };
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "roles::play", "--ignored", "--nocapture"]).env(ROLE, name).env(DATABASE, database);
+        command.envs(variables.iter().copied());
         if let Role::Attach(files) = &self {
             command.env(FILES, files);
         }
@@ -92,8 +113,14 @@ impl Drop for Player {
 
 /// Makes a database with accounts, in the journal mode and of the page size given.
 pub fn make_bank(path: &Path, mode: &str, page_bytes: u32) {
+    make_bank_with(path, mode, page_bytes, "NONE");
+}
+
+/// Makes a database with accounts, with a setting of `auto_vacuum` besides.
+pub fn make_bank_with(path: &Path, mode: &str, page_bytes: u32, auto_vacuum: &str) {
     let db = Connection::open(path).unwrap();
     db.pragma_update(None, "page_size", page_bytes).unwrap();
+    db.pragma_update(None, "auto_vacuum", auto_vacuum).unwrap();
     db.pragma_update(None, "journal_mode", mode).unwrap();
     db.execute_batch(&format!(
         "CREATE TABLE account(id INTEGER PRIMARY KEY, money INTEGER NOT NULL);
@@ -126,6 +153,7 @@ fn play() {
     let path = Path::new(&path);
     match role.to_str().unwrap() {
         "transfer" => transfer(path),
+        "serve" => serve(path),
         "commit-to-log" => commit_to_log(path),
         "lock-for-itself" => lock_for_itself(path),
         "spill" => spill(path),
@@ -187,28 +215,107 @@ fn attach(path: &Path, files: &Path) {
     }
 }
 
-fn transfer(path: &Path) {
-    let mut db = Connection::open(path).unwrap();
-    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+/// Opens a database as a writer does that waits for others where it must.
+fn open_to_write(path: &Path) -> Connection {
+    let mut start = [0; 20];
+    File::open(path).unwrap().read_exact(&mut start).unwrap();
+    let is_wal = start[19] == 2;
+    let db = Connection::open(path).unwrap();
     // In WAL mode a reader never makes a writer wait, so there is nothing to be patient about.
-    db.busy_timeout(if mode == "wal" { Duration::ZERO } else { Duration::from_secs(60) }).unwrap();
+    db.busy_timeout(if is_wal { Duration::ZERO } else { USUAL_TIMEOUT }).unwrap();
+    set(&db, "locking_mode", LOCKING);
+    set(&db, "journal_mode", JOURNAL);
     db.pragma_update(None, "synchronous", "NORMAL").unwrap();
-    let ended = ended();
-    ready();
-    for i in 0i64.. {
-        if ended.load(Ordering::Relaxed) {
-            return;
+    db
+}
+
+/// Sets what a variable says, if it is there.
+fn set(db: &Connection, pragma: &str, variable: &str) {
+    if let Ok(value) = std::env::var(variable) {
+        db.pragma_update(None, pragma, value).unwrap();
+    }
+}
+
+/// Waits until it is time for transaction number `i`.
+fn keep_pace(begun: Instant, i: u32) {
+    if let Ok(pace) = std::env::var(PACE) {
+        let due = Duration::from_secs(1) * i / pace.parse().unwrap();
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+}
+
+fn move_money(work: &Transaction<'_>, i: u32) {
+    let i = i64::from(i);
+    let (from, to, amount) = (1 + i * 7 % ACCOUNTS, 1 + i * 13 % ACCOUNTS, i % 50);
+    work.execute("UPDATE account SET money = money - ?1 WHERE id = ?2", [amount, from]).unwrap();
+    work.execute("INSERT INTO entry(text) VALUES (hex(randomblob(200)))", []).unwrap();
+    work.execute("UPDATE account SET money = money + ?1 WHERE id = ?2", [amount, to]).unwrap();
+    if i % 3 == 0 {
+        work.execute("DELETE FROM entry WHERE id = (SELECT min(id) FROM entry)", []).unwrap();
+    }
+}
+
+fn transfer(path: &Path) {
+    let mut db = open_to_write(path);
+    let (ended, begun) = (ended(), Instant::now());
+    let mut i = 0;
+    while !ended.load(Ordering::Relaxed) {
+        let work = db.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        move_money(&work, i);
+        work.commit().unwrap();
+        if i == 0 {
+            ready();
         }
-        let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
-        let (from, to, amount) = (1 + i * 7 % ACCOUNTS, 1 + i * 13 % ACCOUNTS, i % 50);
-        work.execute("UPDATE account SET money = money - ?1 WHERE id = ?2", [amount, from]).unwrap();
-        work.execute("INSERT INTO entry(text) VALUES (hex(randomblob(200)))", []).unwrap();
-        work.execute("UPDATE account SET money = money + ?1 WHERE id = ?2", [amount, to]).unwrap();
-        if i % 3 == 0 {
-            work.execute("DELETE FROM entry WHERE id = (SELECT min(id) FROM entry)", []).unwrap();
+        i += 1;
+        keep_pace(begun, i);
+    }
+}
+
+/// The file that belongs to a row, and what is in it.
+pub fn upload(number: u32) -> (String, Vec<u8>) {
+    let line = format!("what was uploaded as number {number}\n");
+    (format!("{number:06}.txt"), line.repeat(1 + number as usize % 20).into_bytes())
+}
+
+fn serve(path: &Path) {
+    let uploads = path.with_file_name("uploads");
+    std::fs::create_dir_all(&uploads).unwrap();
+    let folder = File::open(&uploads).unwrap();
+    let mut db = open_to_write(path);
+    db.execute_batch("CREATE TABLE IF NOT EXISTS upload(number INTEGER PRIMARY KEY, name TEXT NOT NULL)").unwrap();
+    let (ended, begun) = (ended(), Instant::now());
+    let mut longest = Duration::ZERO;
+    let mut i = 0;
+    ready();
+    while !ended.load(Ordering::Relaxed) {
+        let (name, content) = upload(i);
+        let mut file = File::create(uploads.join(&name)).unwrap();
+        file.write_all(&content).unwrap();
+        file.sync_all().unwrap();
+        folder.sync_all().unwrap();
+        let before = Instant::now();
+        let work = db.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        work.execute("INSERT INTO upload VALUES (?1, ?2)", (i, name)).unwrap();
+        move_money(&work, i);
+        if i % 97 == 96 {
+            // More than one log holds before it is checkpointed.
+            work.execute("UPDATE entry SET text = hex(randomblob(190)) WHERE id % 2 = ?1", [i % 2]).unwrap();
         }
         work.commit().unwrap();
+        longest = longest.max(before.elapsed());
+        if i % 61 == 60 {
+            // Busy is an answer here, not an error: nothing in rollback-journal mode.
+            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        }
+        if i % 41 == 40 {
+            drop(db);
+            db = open_to_write(path);
+        }
+        i += 1;
+        keep_pace(begun, i);
     }
+    let figures = format!("{i} {}\n", longest.as_millis());
+    std::fs::write(std::env::var_os(FIGURES).unwrap(), figures).unwrap();
 }
 
 fn commit_to_log(path: &Path) {
@@ -234,6 +341,7 @@ fn lock_for_itself(path: &Path) {
 
 fn spill(path: &Path) {
     let db = Connection::open(path).unwrap();
+    set(&db, "journal_mode", JOURNAL);
     db.pragma_update(None, "cache_size", 10).unwrap();
     db.execute_batch("BEGIN; UPDATE entry SET text = hex(randomblob(100)); UPDATE account SET money = money + 1;")
         .unwrap();

@@ -49,8 +49,14 @@ fn insert(path: &Path, text: &str) {
 
 #[test]
 fn an_unchanged_database_is_not_read_again() {
-    for mode in ["WAL", "DELETE"] {
-        let (world, path) = with_database(mode);
+    for mode in ["WAL", "DELETE", "TRUNCATE", "PERSIST"] {
+        let (world, path) = with_database(if mode == "WAL" { mode } else { "DELETE" });
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute("INSERT INTO entry(text) VALUES ('with its journal')", []).unwrap();
+        drop(db);
+        let leaves_a_journal = matches!(mode, "TRUNCATE" | "PERSIST");
+        assert_eq!(world.work("app/data.db-journal").exists(), leaves_a_journal, "{mode}");
         std::thread::sleep(SETTLED);
         assert!(reads(&world));
         assert!(!reads(&world), "{mode}");
@@ -141,6 +147,77 @@ fn commits_one_after_the_other_are_all_seen() {
     }
 }
 
+#[test]
+fn a_log_begun_anew_with_the_same_length_and_time_is_seen() {
+    let (world, path) = with_database("WAL");
+    let log = world.work("app/data.db-wal");
+    let db = Connection::open(&path).unwrap();
+    db.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    let commit = |text: &str| assert_eq!(db.execute("UPDATE entry SET text = ?1 WHERE id = 7", [text]).unwrap(), 1);
+    let checkpoint = |how: &str| db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(())).unwrap();
+    commit("one");
+    checkpoint("PASSIVE");
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    assert!(!reads(&world));
+    let before = fs::metadata(&log).unwrap();
+    commit("two");
+    set_mtime_of(&log, &before);
+    let after = fs::metadata(&log).unwrap();
+    assert_eq!((before.len(), before.modified().unwrap()), (after.len(), after.modified().unwrap()));
+    assert!(reads(&world));
+    let copy = world.at("tmp/newest.db");
+    fs::write(&copy, world.ok(["dump", "latest", "app/data.db"]).stdout).unwrap();
+    let text = "SELECT text FROM entry WHERE id = 7";
+    let text: String = Connection::open(&copy).unwrap().query_row(text, [], |row| row.get(0)).unwrap();
+    assert_eq!(text, "two");
+}
+
+#[test]
+fn what_is_written_where_the_file_is_mapped_is_seen() {
+    let (world, path) = with_database("DELETE");
+    insert(&path, "before mapping");
+    // SQLite reads through its mapping, and writes to the file.
+    let db = Connection::open(&path).unwrap();
+    db.pragma_update(None, "mmap_size", 1 << 30).unwrap();
+    db.query_row("SELECT count(*) FROM entry", [], |row| row.get::<_, i64>(0)).unwrap();
+    File::open(&path).unwrap().sync_all().unwrap();
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    assert!(!reads(&world));
+    db.execute("UPDATE entry SET text = 'behind mapping' WHERE text = 'before mapping'", []).unwrap();
+    assert!(reads(&world));
+    assert_newest_is(&world, &fs::read(&path).unwrap());
+    // Another program that writes through a mapping.
+    drop(db);
+    File::open(&path).unwrap().sync_all().unwrap();
+    std::thread::sleep(SETTLED);
+    reads(&world);
+    assert!(!reads(&world));
+    let script = "import mmap, sys\n\
+        with open(sys.argv[1], 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:\n    \
+            at = m.find(b'behind mapping'); m[at:at + 14] = b'in its mapping'";
+    let done = world.command_of("python3").args(["-c", script]).arg(&path).status().unwrap();
+    assert!(done.success());
+    assert!(reads(&world));
+    assert_newest_is(&world, &fs::read(&path).unwrap());
+}
+
+#[test]
+fn an_interrupted_transaction_is_read_again_when_its_journal_is_gone() {
+    let (world, path) = with_database("DELETE");
+    Role::Spill.start(&path).kill();
+    std::thread::sleep(SETTLED);
+    assert!(reads(&world));
+    assert!(!reads(&world), "the journal is as it was");
+    let whole = world.ok(["dump", "latest", "app/data.db"]).stdout;
+    assert!(whole != fs::read(&path).unwrap());
+    // Somebody takes it for rubbish: now the file is what it is.
+    fs::remove_file(world.work("app/data.db-journal")).unwrap();
+    assert!(reads(&world));
+    assert_newest_is(&world, &fs::read(&path).unwrap());
+}
+
 /// Names, kinds, sizes and modification times.
 fn listing(directory: &Path) -> Vec<(String, u64, i64, i64, u64)> {
     let mut out: Vec<_> = fs::read_dir(directory)
@@ -157,10 +234,12 @@ fn listing(directory: &Path) -> Vec<(String, u64, i64, i64, u64)> {
 #[test]
 fn the_source_looks_as_before() {
     let (world, path) = with_database("WAL");
-    for state in ["closed", "killed", "rollback"] {
+    for state in ["closed", "killed", "rollback", "interrupted", "closed again"] {
         match state {
             "killed" => Role::CommitToLog.start(&path).kill(),
             "rollback" => Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "DELETE").unwrap(),
+            "interrupted" => Role::Spill.start(&path).kill(),
+            "closed again" => insert(&path, "rolled back before"),
             _ => {}
         }
         let before = listing(&world.work("app"));

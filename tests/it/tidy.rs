@@ -45,7 +45,7 @@ const CRATES: [(&str, &[&str]); 25] = [
     ("opendal", &["backend/local.rs"]),
     ("rayon", &["repo/", "source/capture.rs", "job/"]),
     ("rpassword", &["cli/secrets.rs"]),
-    ("rusqlite", &["source/hold.rs", "source/sqlite/examine.rs"]),
+    ("rusqlite", &["source/sqlite/examine.rs"]),
     ("rustix", &["source/", "job/create/", "job/restore/"]),
     ("serde", &["cli/"]),
     ("serde_json", &["cli/"]),

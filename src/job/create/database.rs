@@ -1,6 +1,6 @@
 //! Databases within a create: recognising them, skipping unchanged ones, capturing the others.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -16,15 +16,18 @@ use crate::id::BlobId;
 use crate::report::{Problem, Severity};
 use crate::source::capture::{Captured, NewSegment, Sink, Stop, capture};
 use crate::source::spool::Spool;
-use crate::source::sqlite::{Database, HEADER_BYTES, Header, Refusal, SIDECARS, has_magic, wal_stamp};
+use crate::source::sqlite::{
+    Database, HEADER_BYTES, Header, Refusal, SIDECARS, has_magic, is_journal_pending, sidecar, wal_stamp,
+};
 use crate::source::stat;
 
 /// Smallest page size, and so a divisor of every database's length.
 const SMALLEST_PAGE_BYTES: u64 = 512;
 /// A database that keeps changing while nobody seems to use it is tried this often, then read under a lock.
 const QUIET_TRIES: usize = 2;
-/// A capture under a lock fails only where the log was restarted meanwhile, which can't happen twice in a row.
-const HELD_TRIES: usize = 3;
+/// A capture under a lock fails only where the database is replaced meanwhile, or written to by somebody who ignores
+/// or has all locks.
+const HELD_TRIES: usize = 5;
 
 /// The name of the database that a sidecar's name belongs to.
 pub fn sidecar_owner(name: &[u8]) -> Option<&[u8]> {
@@ -133,7 +136,7 @@ impl Walker<'_> {
                     None => continue,
                 }
             } else {
-                Database::held(&entry.path, &self.options.helper, self.options.max_lock)?
+                Database::held(&entry.path, self.options.max_lock)?
             };
             let mut record = Record {
                 map: BlobId([0; 32]),
@@ -161,8 +164,8 @@ impl Walker<'_> {
         Err(last.into())
     }
 
-    /// Whether a database is certainly as it was captured, so that it need not be read: same file and same stat, no
-    /// journal, the log as it was, everything at least two seconds older than that capture, on a local file system,
+    /// Whether a database is certainly as it was captured, so that it need not be read: same file and same stat, the
+    /// log or the hot journal as it was, everything at least two seconds older than that capture, on a local file system,
     /// and every blob of it can be relied on.
     fn is_unchanged_database(&self, entry: &Entry, older: &Node, record: &Record) -> bool {
         let unchanged = same_stat(&Node { size: Some(record.file_bytes), ..older.clone() }, &entry.node)
@@ -189,17 +192,16 @@ fn is_settled(times: &[Option<Time>], captured: Time) -> bool {
     times.iter().all(|t| t.is_some_and(|t| t.secs + RACY_SECS <= captured.secs))
 }
 
+/// Whether what lies beside the main file is what its pages were taken from at the capture. A journal that was done with
+/// (`journal_mode` TRUNCATE and PERSIST leave it) says nothing.
 fn sidecars_match(path: &Path, record: &Record) -> bool {
-    let beside = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        name
-    };
-    let absent = |suffix| matches!(fs::symlink_metadata(beside(suffix)), Err(e) if e.kind() == io::ErrorKind::NotFound);
-    let wal = match File::open(beside("-wal")) {
+    let Ok(is_interrupted) = is_journal_pending(&sidecar(path, "-journal")) else { return false };
+    let found = match File::open(sidecar(path, if is_interrupted { "-journal" } else { "-wal" })) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         file => file.and_then(|file| wal_stamp(&file)),
     };
     let settled = |w: &WalStamp| is_settled(&[Some(w.mtime), Some(w.ctime)], record.captured);
-    absent("-journal") && wal.is_ok_and(|wal| wal == record.wal && wal.as_ref().is_none_or(settled))
+    // What is in rollback-journal mode has a log only where the journal was hot.
+    let is_same_kind = record.wal.is_none() || is_interrupted != record.wal_mode;
+    is_same_kind && found.is_ok_and(|now| now == record.wal && now.as_ref().is_none_or(settled))
 }

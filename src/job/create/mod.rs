@@ -85,8 +85,6 @@ pub struct Options {
     pub spool_dir: PathBuf,
     /// How long writers of a database in rollback-journal mode may be held up.
     pub max_lock: Duration,
-    /// This program, which is run to hold transactions.
-    pub helper: PathBuf,
 }
 
 /// What was done.

@@ -70,8 +70,6 @@ fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId
         level: 1,
         spool_dir: std::env::temp_dir(),
         max_lock: Duration::from_secs(5),
-        // Databases are closed when they are captured, so nobody need hold them.
-        helper: PathBuf::from("/bin/false"),
     };
     let reporter = Reporter::silent();
     let summary = create::run(repo, &options, &reporter)?;

@@ -1,25 +1,31 @@
 //! SQLite databases: recognised by content, read page-stable while their applications go on.
 //!
 //! A database is read by this program itself, not through SQLite: the main file, overlaid with the committed frames of
-//! the write-ahead log. That is byte-identical to what a checkpoint would leave, in every build of SQLite, and several
-//! times faster than asking SQLite for pages. What makes it stable is one of two things:
+//! the write-ahead log, or with the original pages from the journal of a transaction that was interrupted. That is
+//! byte-identical to what a checkpoint or a rollback would leave, in every build of SQLite, and several times faster
+//! than asking SQLite for pages. What makes it stable is one of three things:
 //!
-//! - *quiet*: no process holds a lock, and stat and log are the same before and after reading;
-//! - *held*: a child process, which opens nothing else, holds an SQLite read transaction while this one reads
-//!   ([`super::hold`]). POSIX locks go when any descriptor of the file is closed in the process that holds them, so the
-//!   process that reads must be another one.
+//! - *quiet*: no process holds a lock, and stat is the same before and after reading;
+//! - *locked*: read locks, the same that an SQLite reader takes, keep others from changing what is read ([`hold`]);
+//! - *watched*: in WAL mode, where those who use it can't be held off (`locking_mode=EXCLUSIVE`), the main file is not
+//!   written to while it is read: at any moment, it and the committed frames are what a crash would leave.
 //!
 //! Pages are understood by `btree`; `observe` reads off them what the database says of itself, and `examine` asks SQLite
-//! the same of a file that was put back. Locks are only asked about (`F_OFD_GETLK`), and the source is never written to. May depend on `format` and below.
+//! the same of a file that was put back. The source is never written to, and nothing is made beside it. May depend on
+//! `format` and below.
 
 pub mod btree;
 pub mod examine;
+mod hold;
+mod journal;
 mod locks;
+mod looks;
 pub mod observe;
 mod open;
 pub mod wal;
 
-pub use locks::{in_use, tidy_sidecars};
+pub use journal::is_pending as is_journal_pending;
+pub use locks::sidecar;
 pub use observe::PageObserver;
 pub use open::{Database, Refusal};
 pub use wal::stamp as wal_stamp;
@@ -69,3 +75,6 @@ impl Header {
         Ok(Self { page_bytes, wal_mode: h[19] == 2 })
     }
 }
+
+#[cfg(test)]
+mod tests;

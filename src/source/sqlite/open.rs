@@ -1,19 +1,22 @@
 //! Opening a database for a capture, reading its pages, and making sure that they belong together.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use super::locks::{self, Use, sidecar};
+use super::hold::{self, BUSY, PAUSE};
+use super::journal::{self, Originals};
+use super::locks::{self, RESERVED, Use, sidecar};
+use super::looks::{SETTLE, Stat, Surroundings};
 use super::{HEADER_BYTES, Header, wal};
 use crate::format::tree::WalStamp;
-use crate::source::hold::Hold;
 
-/// A file that was written to less than this long ago could be written to again within the same tick of the file
-/// system's clock, which is 10 ms at the coarsest (CONFIG_HZ=100).
-const SETTLE: Duration = Duration::from_millis(50);
+/// How long a database in WAL mode may be locked for good before that is taken for `locking_mode=EXCLUSIVE`: whoever
+/// closes it locks it for a moment.
+const CLOSING: Duration = Duration::from_millis(200);
 
 /// Why a database was not captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,68 +27,73 @@ pub enum Refusal {
     Busy(String),
 }
 
-/// What of a file's stat shows that it was written to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stat {
-    inode: (u64, u64),
-    size: u64,
-    times: [(i64, i64); 2],
+/// Pages that are not to be taken from the main file.
+struct Overlay {
+    file: File,
+    pages: Pages,
+    /// The log was begun anew since: everything in it had been copied into the main file before.
+    is_spent: AtomicBool,
 }
 
-impl Stat {
-    fn of(meta: &fs::Metadata) -> Self {
-        Self {
-            inode: (meta.dev(), meta.ino()),
-            size: meta.size(),
-            times: [(meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec())],
+enum Pages {
+    Log(wal::Committed),
+    Journal(Originals),
+}
+
+impl Overlay {
+    fn new(file: File, pages: Pages) -> Self {
+        Self { file, pages, is_spent: AtomicBool::new(false) }
+    }
+
+    fn database_pages(&self) -> u32 {
+        match &self.pages {
+            Pages::Log(found) => found.database_pages,
+            Pages::Journal(found) => found.database_pages,
         }
     }
 
-    fn at(path: &Path) -> io::Result<Option<Self>> {
-        match fs::symlink_metadata(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            meta => Ok(Some(Self::of(&meta?))),
+    fn find(&self, page: u64) -> Option<u64> {
+        let pages = match &self.pages {
+            Pages::Log(found) => &found.pages,
+            Pages::Journal(found) => &found.pages,
+        };
+        u32::try_from(page)
+            .ok()
+            .filter(|_| !self.is_spent.load(Ordering::Relaxed))
+            .and_then(|page| pages.get(&page).copied())
+    }
+
+    /// Whether what it holds can still be read from it.
+    fn is_still_there(&self) -> io::Result<bool> {
+        match &self.pages {
+            Pages::Log(found) => found.is_still_there(&self.file),
+            Pages::Journal(_) => Ok(true),
         }
     }
 }
 
-/// Everything that a quiet capture must find unchanged afterwards.
-#[derive(Debug, PartialEq, Eq)]
-struct Surroundings {
-    main: Option<Stat>,
-    wal: Option<Stat>,
-    journal: Option<Stat>,
-}
-
-impl Surroundings {
-    fn look(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            main: Stat::at(path)?,
-            wal: Stat::at(&sidecar(path, "-wal"))?,
-            journal: Stat::at(&sidecar(path, "-journal"))?,
-        })
-    }
-
-    /// Whether everything was last touched long enough ago that a new write must show.
-    fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let limit = now.saturating_sub(SETTLE);
-        let limit = (limit.as_secs().cast_signed(), i64::from(limit.subsec_nanos()));
-        [self.main, self.wal, self.journal].iter().flatten().all(|s| s.times.iter().all(|t| *t < limit))
-    }
+/// What makes the pages read those of one state.
+enum Ground {
+    /// Nobody had it open before and after, and everything looks as before.
+    Quiet(Surroundings),
+    /// The main file looks as before, so the log was neither copied into it nor begun anew, except where that changes
+    /// nothing. For databases in WAL mode whose users can't be held off.
+    Watched(Surroundings),
+    /// Whoever would change what is read is held off by locks; whoever does not ask for locks shows in what stat says.
+    Locked { main: Stat, _shm: Option<File> },
 }
 
 /// A database that is being captured.
 pub struct Database {
     path: PathBuf,
+    /// The locks go when it is closed.
     main: File,
     header: Header,
     main_bytes: u64,
-    log: Option<(File, wal::Committed)>,
-    log_stamp: Option<WalStamp>,
-    surroundings: Surroundings,
-    hold: Option<Hold>,
-    /// When a transaction in rollback-journal mode, which holds up writers, must end.
+    overlay: Option<Overlay>,
+    stamp: Option<WalStamp>,
+    ground: Ground,
+    /// When a lock that holds up writers must end.
     deadline: Option<Instant>,
 }
 
@@ -96,7 +104,9 @@ impl Database {
     /// Why it can't be captured at all.
     pub fn quiet(path: &Path) -> Result<Option<Self>, Refusal> {
         let main = File::open(path).map_err(busy)?;
-        if locks::in_use(&main, path).map_err(busy)? != Use::None {
+        let stat = Stat::of(&main.metadata().map_err(busy)?);
+        let is_unused = || Ok(locks::in_use(&main, path).map_err(busy)? == Use::None);
+        if !is_unused()? {
             return Ok(None);
         }
         let mut surroundings = Surroundings::look(path).map_err(busy)?;
@@ -107,67 +117,119 @@ impl Database {
                 return Ok(None);
             }
         }
-        // Whoever begins to use it from here on shows in the end: by a lock, or in what stat says.
-        if is_hot(&sidecar(path, "-journal")).map_err(busy)? {
-            // It may be that of a transaction which has begun, or even ended, since.
-            let unused = locks::in_use(&main, path).map_err(busy)? == Use::None;
-            if !unused || Surroundings::look(path).map_err(busy)? != surroundings {
-                return Ok(None);
-            }
-            return Err(Refusal::Busy(
-                "the journal of an interrupted transaction lies beside it; open it once with its application".into(),
-            ));
+        if !surroundings.main.is_some_and(|there| there.is_same_file(&stat)) {
+            return Ok(None);
         }
-        Self::assemble(path, main, surroundings, None, None).map(Some)
+        // Whoever begins to use it from here on shows in the end: by a lock, or in what stat says.
+        let is_interrupted = journal::is_pending(&sidecar(path, "-journal")).map_err(busy)?;
+        // The journal may be that of a transaction which has begun, or even ended, since.
+        if is_interrupted && (!is_unused()? || Surroundings::look(path).map_err(busy)? != surroundings) {
+            return Ok(None);
+        }
+        Self::assemble(path, main, is_interrupted, Ground::Quiet(surroundings), None).map(Some)
     }
 
-    /// Opens a database under a read transaction held by a child process. In rollback-journal mode writers wait for
-    /// it, so it must end within `max_lock`.
+    /// Opens a database that others use, held off by a read lock as far as they would change what is read. In
+    /// rollback-journal mode writers wait for it, so it must end within `max_lock`.
     ///
     /// # Errors
     /// Why it can't be captured.
-    pub fn held(path: &Path, helper: &Path, max_lock: Duration) -> Result<Self, Refusal> {
-        let main = File::open(path).map_err(busy)?;
-        let hold = Hold::start(helper, path).map_err(|why| Refusal::Busy(format!("it can't be locked: {why}")))?;
-        let surroundings = Surroundings::look(path).map_err(busy)?;
-        // The child opened the path by name: it must have met the same file.
-        if surroundings.main.map(|s| s.inode) != Some(Stat::of(&main.metadata().map_err(busy)?).inode) {
-            return Err(Refusal::Busy("it was replaced while it was being opened".into()));
+    pub fn held(path: &Path, max_lock: Duration) -> Result<Self, Refusal> {
+        let begun = Instant::now();
+        loop {
+            let main = File::open(path).map_err(busy)?;
+            let is_locked = hold::lock_main(&main).map_err(busy)?;
+            let stat = Stat::of(&main.metadata().map_err(busy)?);
+            let is_there = Stat::at(path).map_err(busy)?.is_some_and(|there| there.is_same_file(&stat));
+            if is_locked && is_there {
+                return Self::locked(path, main, stat, max_lock);
+            }
+            if !is_locked && begun.elapsed() > CLOSING && header_of(&main)?.wal_mode {
+                if !crate::source::stat::is_local(path) {
+                    return Err(Refusal::Busy("its application keeps it locked for itself".into()));
+                }
+                return Self::watched(path, main);
+            }
+            if begun.elapsed() > BUSY {
+                return Err(Refusal::Busy(if is_locked {
+                    "it is replaced by another file all the time".into()
+                } else {
+                    "another process has kept it locked for itself for more than 10 seconds".into()
+                }));
+            }
+            std::thread::sleep(PAUSE);
         }
-        let deadline = Instant::now() + max_lock;
-        Self::assemble(path, main, surroundings, Some(hold), Some(deadline))
+    }
+
+    fn locked(path: &Path, main: File, stat: Stat, max_lock: Duration) -> Result<Self, Refusal> {
+        let deadline = Some(Instant::now() + max_lock);
+        let is_interrupted = is_interrupted(&main, path)?;
+        let mut shm = None;
+        if !is_interrupted && header_of(&main)?.wal_mode {
+            shm = hold::hold_log(path).map_err(busy)?;
+            if shm.is_none() {
+                return Self::watched(path, main);
+            }
+        }
+        let ground = Ground::Locked { main: stat, _shm: shm };
+        Self::assemble(path, main, is_interrupted, ground, deadline)
+    }
+
+    fn watched(path: &Path, main: File) -> Result<Self, Refusal> {
+        let begun = Instant::now();
+        let stat = Stat::of(&main.metadata().map_err(busy)?);
+        loop {
+            let surroundings = Surroundings::look(path).map_err(busy)?;
+            if !surroundings.main.is_some_and(|there| there.is_same_file(&stat)) {
+                return Err(changed());
+            }
+            if surroundings.main.as_ref().is_some_and(Stat::is_settled) {
+                return Self::assemble(path, main, false, Ground::Watched(surroundings), None);
+            }
+            if begun.elapsed() > BUSY {
+                return Err(Refusal::Busy(
+                    "its application keeps it locked for itself, and writes all the time".into(),
+                ));
+            }
+            std::thread::sleep(SETTLE / 5);
+        }
     }
 
     fn assemble(
         path: &Path,
         main: File,
-        surroundings: Surroundings,
-        hold: Option<Hold>,
+        is_interrupted: bool,
+        ground: Ground,
         deadline: Option<Instant>,
     ) -> Result<Self, Refusal> {
-        let unusable = |why: &str| Refusal::NotADatabase(why.to_owned());
-        let mut start = [0; HEADER_BYTES];
-        main.read_exact_at(&mut start, 0).map_err(|_| unusable("its header is cut short"))?;
-        let header = Header::parse(&start).map_err(unusable)?;
+        let mut header = header_of(&main)?;
         let main_bytes = main.metadata().map_err(busy)?.len();
-        let mut log = None;
-        let mut log_stamp = None;
-        if header.wal_mode {
+        let (mut overlay, mut stamp) = (None, None);
+        if is_interrupted {
+            let file = File::open(sidecar(path, "-journal")).map_err(|e| beside("journal", &e))?;
+            stamp = wal::stamp(&file).map_err(busy)?;
+            let found = journal::scan(&file, header.page_bytes).map_err(busy)?;
+            if let Some(found) = found {
+                header = original_header(&file, &found, header)?;
+                overlay = Some(Overlay::new(file, Pages::Journal(found)));
+            }
+        } else if header.wal_mode {
             match File::open(sidecar(path, "-wal")) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 file => {
-                    let file = file.map_err(busy)?;
-                    log_stamp = wal::stamp(&file).map_err(busy)?;
-                    log = wal::scan(&file, header.page_bytes).map_err(busy)?.map(|found| (file, found));
+                    let file = file.map_err(|e| beside("log", &e))?;
+                    stamp = wal::stamp(&file).map_err(busy)?;
+                    let found = wal::scan(&file, header.page_bytes).map_err(busy)?;
+                    overlay = found.map(|found| Overlay::new(file, Pages::Log(found)));
                 }
             }
         }
-        if log.is_none() && !main_bytes.is_multiple_of(header.page_bytes.into()) {
-            return Err(unusable("its length is not a multiple of its page size"));
+        if overlay.is_none() && !main_bytes.is_multiple_of(header.page_bytes.into()) {
+            return Err(Refusal::NotADatabase("its length is not a multiple of its page size".into()));
         }
-        let deadline = deadline.filter(|_| !header.wal_mode);
+        let deadline = deadline.filter(|_| is_interrupted || !header.wal_mode);
         let path = path.to_path_buf();
-        Ok(Self { path, main, header, main_bytes, log, log_stamp, surroundings, hold, deadline })
+        Ok(Self { path, main, header, main_bytes, overlay, stamp, ground, deadline })
     }
 
     /// The header.
@@ -177,8 +239,8 @@ impl Database {
 
     /// Pages of the database.
     pub fn pages(&self) -> u64 {
-        match &self.log {
-            Some((_, found)) => found.database_pages.into(),
+        match &self.overlay {
+            Some(overlay) => overlay.database_pages().into(),
             None => self.main_bytes / u64::from(self.header.page_bytes),
         }
     }
@@ -188,14 +250,14 @@ impl Database {
         self.main_bytes
     }
 
-    /// The state of the log, unless it is empty.
+    /// The state of the log, or of the journal of an interrupted transaction, unless it is empty.
     pub fn log_stamp(&self) -> Option<&WalStamp> {
-        self.log_stamp.as_ref()
+        self.stamp.as_ref()
     }
 
-    /// Whether a transaction is held, so that what is read should be put aside rather than worked on.
+    /// Whether writers or checkpoints are held off, so that what is read should be put aside rather than worked on.
     pub fn is_held(&self) -> bool {
-        self.hold.is_some()
+        matches!(self.ground, Ground::Locked { .. })
     }
 
     /// Reads `count` pages from page `first` (counted from 0) into `out`.
@@ -212,15 +274,30 @@ impl Database {
         // Pages that exist in the log alone lie past the end of the main file.
         let in_main = usize::try_from(self.main_bytes.saturating_sub(from)).unwrap_or(usize::MAX).min(out.len());
         self.main.read_exact_at(&mut out[..in_main], from).map_err(busy)?;
-        let Some((file, found)) = &self.log else { return Ok(()) };
+        let Some(overlay) = &self.overlay else { return Ok(()) };
+        let mut has_overlaid = false;
         for (page, out) in (first + 1..).zip(out.chunks_exact_mut(page_bytes)) {
-            match u32::try_from(page).ok().and_then(|page| found.pages.get(&page)) {
-                Some(at) => file.read_exact_at(out, *at).map_err(busy)?,
-                None if page * page_bytes as u64 > self.main_bytes => {
-                    return Err(Refusal::Busy(format!("its page {page} is neither in the file nor in the log")));
-                }
-                None => {}
+            if let Some(at) = overlay.find(page) {
+                overlay.file.read_exact_at(out, at).or_else(|e| match e.kind() {
+                    // It may have been cut: then it is not still there.
+                    io::ErrorKind::UnexpectedEof => Ok(()),
+                    _ => Err(busy(e)),
+                })?;
+                has_overlaid = true;
+            } else if page == journal::lock_page(self.header.page_bytes) {
+                // It is never written: past the end of the main file it is in neither.
+                out[in_main.saturating_sub((page - 1 - first) as usize * page_bytes).min(page_bytes)..].fill(0);
+            } else if page * page_bytes as u64 > self.main_bytes {
+                return Err(Refusal::Busy(format!("its page {page} is neither in the file nor in the log")));
             }
+        }
+        if has_overlaid && !overlay.is_still_there().map_err(busy)? {
+            if !self.is_held() {
+                return Err(changed());
+            }
+            // Under the lock that can't be before all of it is in the main file.
+            overlay.is_spent.store(true, Ordering::Relaxed);
+            return self.read(first, count, out);
         }
         Ok(())
     }
@@ -240,29 +317,73 @@ impl Database {
     /// # Errors
     /// When that can't be found out.
     pub fn finish(self) -> Result<bool, Refusal> {
-        let log_is_sound = match &self.log {
-            Some((file, found)) => found.is_still_there(file, self.header.page_bytes).map_err(busy)?,
-            None => true,
-        };
-        if self.hold.is_some() {
-            drop(self.hold);
-            locks::tidy_sidecars(&self.path);
-            return Ok(log_is_sound);
-        }
-        let unused = locks::in_use(&self.main, &self.path).map_err(busy)? == Use::None;
-        Ok(log_is_sound && unused && Surroundings::look(&self.path).map_err(busy)? == self.surroundings)
+        let now = Surroundings::look(&self.path).map_err(busy)?;
+        Ok(match &self.ground {
+            Ground::Quiet(before) => {
+                locks::in_use(&self.main, &self.path).map_err(busy)? == Use::None && now == *before
+            }
+            Ground::Watched(before) => {
+                let log_is_there = self.overlay.as_ref().map_or(Ok(true), Overlay::is_still_there).map_err(busy)?;
+                log_is_there && (now.main, now.journal) == (before.main, before.journal)
+            }
+            Ground::Locked { main, .. } => now.main.is_some_and(|now| now.is_same_content(main)),
+        })
     }
 }
 
-/// Whether a rollback journal belongs to a transaction that was not finished: it has a header that is not zeroed.
-fn is_hot(journal: &Path) -> io::Result<bool> {
-    let mut start = [0; 8];
-    match File::open(journal).and_then(|f| f.read_at(&mut start, 0)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        read => read.map(|n| n > 0 && start.iter().any(|b| *b != 0)),
+/// Whether a hot journal lies beside a main file that is locked for reading. One that looks so may be that of a
+/// transaction which has not got to the main file yet; who writes it has the RESERVED lock.
+fn is_interrupted(main: &File, path: &Path) -> Result<bool, Refusal> {
+    let begun = Instant::now();
+    let journal = sidecar(path, "-journal");
+    loop {
+        let stat = Stat::at(&journal).map_err(busy)?;
+        if !journal::is_pending(&journal).map_err(|e| beside("journal", &e))?
+            || locks::is_locked(main, RESERVED).map_err(busy)?
+        {
+            return Ok(false);
+        }
+        // The lock may have gone, or come, between the two looks: not with a journal that has been there for long.
+        if stat.is_some_and(|stat| stat.is_settled()) && stat == Stat::at(&journal).map_err(busy)? {
+            return Ok(true);
+        }
+        if begun.elapsed() > BUSY {
+            return Err(Refusal::Busy("its journal changes all the time, and nobody has it locked".into()));
+        }
+        std::thread::sleep(PAUSE);
     }
+}
+
+fn header_of(main: &File) -> Result<Header, Refusal> {
+    let mut start = [0; HEADER_BYTES];
+    main.read_exact_at(&mut start, 0).map_err(|_| Refusal::NotADatabase("its header is cut short".into()))?;
+    Header::parse(&start).map_err(|why| Refusal::NotADatabase(why.to_owned()))
+}
+
+/// The header as it was before the transaction that was interrupted.
+fn original_header(journal: &File, found: &Originals, now: Header) -> Result<Header, Refusal> {
+    let mut header = now;
+    if let Some(at) = found.pages.get(&1) {
+        let mut start = [0; HEADER_BYTES];
+        journal.read_exact_at(&mut start, *at).map_err(busy)?;
+        header = Header::parse(&start).map_err(|why| Refusal::NotADatabase(why.to_owned()))?;
+    }
+    if header.page_bytes != found.page_bytes {
+        return Err(Refusal::Busy(
+            "the journal of an interrupted transaction beside it is for another page size".into(),
+        ));
+    }
+    Ok(header)
 }
 
 fn busy(error: impl ToString) -> Refusal {
     Refusal::Busy(error.to_string())
+}
+
+fn beside(what: &str, error: &io::Error) -> Refusal {
+    Refusal::Busy(format!("its {what} can't be read: {error}"))
+}
+
+fn changed() -> Refusal {
+    Refusal::Busy("it changed while it was read".into())
 }

@@ -11,6 +11,8 @@ use crate::format::tree::WalStamp;
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 const READ_BYTES: usize = 1 << 20;
+/// A log that is begun anew while it is read is read again, this often in all.
+const SCANS: usize = 5;
 
 /// The committed part of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,15 +21,26 @@ pub struct Committed {
     pub pages: HashMap<u32, u64>,
     /// Pages of the database after the last commit.
     pub database_pages: u32,
-    /// The cumulative checksum at the last commit, and the header: two scans that agree on it saw the same log.
-    fingerprint: ([u8; HEADER_BYTES], u64, [u32; 2]),
+    /// The header, which is another one as soon as the log is begun anew.
+    header: [u8; HEADER_BYTES],
 }
 
 /// Reads the log up to its last commit; `None` if nothing is committed in it.
 ///
 /// # Errors
-/// When the file can't be read, or is for another page size.
+/// When the file can't be read, is for another page size, or is begun anew all the time.
 pub fn scan(file: &File, page_bytes: u32) -> io::Result<Option<Committed>> {
+    for _ in 0..SCANS {
+        let found = scan_once(file, page_bytes)?;
+        // What was read while the log was begun anew may end in the middle of the old one.
+        if found.as_ref().map_or(Ok(true), |found| found.is_still_there(file))? {
+            return Ok(found);
+        }
+    }
+    Err(io::Error::other("its log is begun anew all the time"))
+}
+
+fn scan_once(file: &File, page_bytes: u32) -> io::Result<Option<Committed>> {
     let mut header = [0; HEADER_BYTES];
     match file.read_exact_at(&mut header, 0) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -67,14 +80,10 @@ pub fn scan(file: &File, page_bytes: u32) -> io::Result<Option<Committed>> {
             since_commit.push((word(0), at + FRAME_HEADER_BYTES as u64));
             at += frame_bytes as u64;
             if word(4) > 0 {
-                let committed = found.get_or_insert_with(|| Committed {
-                    pages: HashMap::new(),
-                    database_pages: 0,
-                    fingerprint: (header, 0, [0, 0]),
-                });
+                let committed =
+                    found.get_or_insert_with(|| Committed { pages: HashMap::new(), database_pages: 0, header });
                 committed.pages.extend(since_commit.drain(..));
                 committed.database_pages = word(4);
-                committed.fingerprint = (header, at, sum);
             }
         }
         if ended {
@@ -84,35 +93,22 @@ pub fn scan(file: &File, page_bytes: u32) -> io::Result<Option<Committed>> {
 }
 
 impl Committed {
-    /// Whether the part of the log that was read is still there unchanged; commits that came after it don't matter.
+    /// Whether everything that was found is still there: committed frames are never written over before the header is,
+    /// and what is committed after them lies behind them.
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn is_still_there(&self, file: &File, page_bytes: u32) -> io::Result<bool> {
+    pub fn is_still_there(&self, file: &File) -> io::Result<bool> {
         let mut header = [0; HEADER_BYTES];
-        file.read_exact_at(&mut header, 0)?;
-        let (old_header, end, sum) = self.fingerprint;
-        if header != old_header {
-            return Ok(false);
-        }
-        let big_endian = header[3] & 1 == 1;
-        let frame_bytes = FRAME_HEADER_BYTES + page_bytes as usize;
-        let mut buffer = vec![0; (READ_BYTES / frame_bytes).max(1) * frame_bytes];
-        let mut now = checksum([0, 0], &header[..24], big_endian);
-        let mut at = HEADER_BYTES as u64;
-        while at < end {
-            let wanted = buffer.len().min((end - at) as usize);
-            file.read_exact_at(&mut buffer[..wanted], at)?;
-            for frame in buffer[..wanted].chunks_exact(frame_bytes) {
-                now = checksum(checksum(now, &frame[..8], big_endian), &frame[FRAME_HEADER_BYTES..], big_endian);
-            }
-            at += wanted as u64;
-        }
-        Ok(now == sum)
+        Ok(read_up_to(file, &mut header, 0)? == HEADER_BYTES && header == self.header)
     }
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+/// Reads from an offset until the buffer is full or the file ends; returns how many bytes it was.
+///
+/// # Errors
+/// The system's.
+pub fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut got = 0;
     while got < buffer.len() {
         match file.read_at(&mut buffer[got..], at + got as u64) {
@@ -185,7 +181,7 @@ mod tests {
                 }
             }
             db.execute("INSERT INTO t VALUES (1, 2)", []).unwrap();
-            assert!(found.is_still_there(&log, page_bytes).unwrap(), "a later commit doesn't matter");
+            assert!(found.is_still_there(&log).unwrap(), "a later commit doesn't matter");
             assert_ne!(scan(&log, page_bytes).unwrap().unwrap(), found);
             db.execute_batch("DELETE FROM t WHERE a = 1 AND b = 2; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
             drop(db);
