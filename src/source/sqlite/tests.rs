@@ -62,9 +62,12 @@ fn copy(path: &Path, suffixes: &[&str]) -> (TempDir, PathBuf) {
     (folder, to)
 }
 
-/// What SQLite makes of a main file and its journal; `None` if it makes nothing of it.
+/// What SQLite makes of a main file and its journal, which nobody has open; `None` if it makes nothing of it.
 fn rolled_back(path: &Path) -> Option<Vec<u8>> {
-    let (_folder, copy) = copy(path, &["", "-journal"]);
+    let (_folder, copy) = folder();
+    for suffix in ["", "-journal"] {
+        fs::copy(sidecar(path, suffix), sidecar(&copy, suffix)).unwrap();
+    }
     let db = Connection::open(&copy).unwrap();
     let done = db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
     done.is_ok().then(|| fs::read(&copy).unwrap())
@@ -121,8 +124,8 @@ fn a_journal_that_is_damaged_anywhere_is_understood_as_sqlite_does() {
         let whole = fs::read(&journal_path).unwrap();
         let record = page_bytes as usize + 8;
         let at = |i: usize| (i * 7919) % whole.len();
-        let cuts = (0..40).map(at).chain([0, 27, 28, 511, 512, 513, 512 + record, 512 + 3 * record - 1]);
-        let flips = (0..60).map(at).chain(0..28).chain([512, 515, 516, 512 + record - 1, 512 + record]);
+        let cuts = (0..25).map(at).chain([0, 27, 28, 511, 512, 513, 512 + record, 512 + 3 * record - 1]);
+        let flips = (0..40).map(at).chain(0..28).chain([512, 515, 516, 512 + record - 1, 512 + record]);
         let cut = cuts.map(|len| whole[..len].to_vec());
         let flipped = flips.map(|i| {
             let mut bytes = whole.clone();
@@ -149,7 +152,7 @@ fn a_journal_that_is_damaged_anywhere_is_understood_as_sqlite_does() {
             }
         }
     }
-    assert!(compared > 150 && refused < 20, "{compared} compared, {refused} refused");
+    assert!(compared > 130 && refused < 20, "{compared} compared, {refused} refused");
 }
 
 /// The main file with the originals put back; none where they don't fit to it.
