@@ -16,7 +16,7 @@ use snapshot::format::keyslot::{Slot, Unlock};
 use snapshot::format::mark::{Mark, Proof, ProofKind};
 use snapshot::format::pack::{Encoding, Entry, Frame, PackBuilder, class_key};
 use snapshot::format::pagemap::{Inner, PageRef, Root, StoredLeaf};
-use snapshot::format::segment::{self, Segment};
+use snapshot::format::segment::{self, Base, Delta, Segment};
 use snapshot::format::snapshot::{Counts, Owner, Snapshot};
 use snapshot::format::tree::{Content, Database, Node, NodeKind, Tree, WalStamp, Xattr, join_ids};
 use snapshot::format::zstd;
@@ -70,7 +70,7 @@ fn config_and_slots(keys: &Keys) -> Result {
     Ok(())
 }
 
-fn frame(kind: BlobType, encoding: Encoding, lengths: &[u32], bases: &[BlobId]) -> Frame {
+fn frame(kind: BlobType, encoding: Encoding, lengths: &[u32], bases: &[Base]) -> Frame {
     let entries = (0..).zip(lengths).map(|(i, n)| Entry { id: BlobId([i; 32]), kind, plain_bytes: *n });
     let plain_bytes: u32 = lengths.iter().sum();
     let body = vec![7; plain_bytes as usize];
@@ -108,7 +108,8 @@ fn packs_and_indexes(keys: &Keys) -> Result {
         builder.push(frame(blob, Encoding::Raw, &[10, 20], &[]));
         builder.push(frame(blob, Encoding::Zstd, &[300], &[]));
         if kind == Kind::DataPack {
-            builder.push(frame(BlobType::Segment, Encoding::Segment, &[512], &[BlobId([9; 32])]));
+            let base = Base { id: BlobId([9; 32]), slots: [1, 7].into_iter().collect() };
+            builder.push(frame(BlobType::Segment, Encoding::Segment, &[512], &[base]));
             let half = Segment { page_bytes: 512, pages: vec![Some(vec![7; 512]), None] };
             let body = segment::encode_partial(&half, &[[1; 16], [2; 16]], 3);
             builder.push(Frame { body, ..frame(BlobType::Segment, Encoding::Segment, &[512], &[]) });
@@ -202,7 +203,10 @@ fn segments(keys: &Keys) -> Result {
     put("segment", "partial", &[&[0], &segment::encode_partial(&Segment { page_bytes: 512, pages }, &hashes, 3)])?;
     let base = &plain[512..1024];
     let refs = [None, Some((0, 1)), None, None];
-    let delta = segment::encode_delta(512, &plain, &refs, base, 3).ok_or("no delta")?;
+    let present = (0..4).collect();
+    let delta =
+        Delta { page_bytes: 512, hashes: &hashes, present: &present, pages: &plain, refs: &refs, base_pages: base };
+    let delta = segment::encode_delta(&delta, 3).ok_or("no delta")?;
     put("segment", "delta", &[&[1], &piece(&delta), base])?;
     put("segment", "pages", &[&[2, 0, 0b1011], &plain])
 }

@@ -13,7 +13,7 @@ use crate::crypto::BlobType;
 use crate::format::header::Kind;
 use crate::format::index::{Index, IndexedFrame, IndexedPack, Record};
 use crate::format::pack::{self, PackInfo};
-use crate::format::segment::SlotSet;
+use crate::format::segment::{Base, MAX_BASE_DEPTH, SlotSet};
 use crate::id::{BlobId, PackId};
 
 /// Where a blob is, in terms of this index.
@@ -250,7 +250,7 @@ impl BlobIndex {
         let places = run.iter().map(Entry::place);
         match run {
             [only] => Some(only.place()),
-            _ => places.min_by_key(|p| (self.is_unreliable(*p), self.slots(*p).is_some())),
+            _ => places.min_by_key(|p| (self.is_unreliable(*p), self.slots(*p).is_some(), !self.bases(*p).is_empty())),
         }
     }
 
@@ -274,21 +274,51 @@ impl BlobIndex {
         self.packs.get(place.pack as usize)?.slots(place.frame)
     }
 
-    /// Whether a writer may rely on a blob: all of it is there, and not only in packs that are condemned or that no
-    /// index file describes.
+    /// Whether a writer may rely on a blob: all of it is there, with all that it leans on, and not only in packs that
+    /// are condemned or that no index file describes.
     pub fn is_usable(&self, id: &BlobId) -> bool {
-        let usable = |p: Place| !self.is_unreliable(p) && self.slots(p).is_none();
+        let usable = |p: Place| !self.is_unreliable(p) && self.slots(p).is_none() && self.has_usable_bases(p, 0);
         self.run(id).1.iter().map(Entry::place).any(usable)
     }
 
     /// The slots of a segment that a writer may rely on. A segment all of which may be relied on has all slots, those
     /// that it can't have included.
     pub fn usable_slots(&self, id: &BlobId) -> SlotSet {
+        self.usable_at_depth(id, 0)
+    }
+
+    fn usable_at_depth(&self, id: &BlobId, depth: usize) -> SlotSet {
         let mut all = SlotSet::default();
-        for place in self.run(id).1.iter().map(Entry::place).filter(|p| !self.is_unreliable(*p)) {
-            all.add(self.slots(place).unwrap_or(&SlotSet::ALL));
+        for place in self.run(id).1.iter().map(Entry::place) {
+            if !self.is_unreliable(place) && self.has_usable_bases(place, depth) {
+                all.add(self.slots(place).unwrap_or(&SlotSet::ALL));
+            }
         }
         all
+    }
+
+    fn has_usable_bases(&self, place: Place, depth: usize) -> bool {
+        let bases = self.bases(place);
+        bases.is_empty()
+            || depth < MAX_BASE_DEPTH
+                && bases.iter().all(|base| self.usable_at_depth(&base.id, depth + 1).holds(&base.slots))
+    }
+
+    /// The segments that are needed to decode what lies at a place.
+    pub fn bases(&self, place: Place) -> &[Base] {
+        if place.kind != BlobType::Segment {
+            return &[];
+        }
+        self.packs.get(place.pack as usize).map_or(&[], |pack| pack.bases(place.frame))
+    }
+
+    /// Whether a writer may rely on a segment that leans on no other.
+    pub fn is_usable_alone(&self, id: &BlobId, slot: u8) -> bool {
+        let alone = |p: Place| {
+            let has_slot = self.slots(p).is_none_or(|slots| slots.has(slot));
+            has_slot && !self.is_unreliable(p) && self.bases(p).is_empty()
+        };
+        self.run(id).1.iter().map(Entry::place).any(alone)
     }
 
     /// Whether a pack is condemned.

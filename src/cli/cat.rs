@@ -13,6 +13,7 @@ use snapshot::format::index::{Index, IndexedPack};
 use snapshot::format::mark::Mark;
 use snapshot::format::pack::{Encoding, PackInfo};
 use snapshot::format::pagemap::Change;
+use snapshot::format::segment::Base;
 use snapshot::format::snapshot::{Owner, Snapshot};
 use snapshot::format::tree::{Content, Node, Tree, split_ids};
 use snapshot::id::{BlobId, PackId, hex};
@@ -71,6 +72,10 @@ pub fn run(context: &Context, args: &Cat, out: &mut Out) -> Result<()> {
 
 fn ids(ids: &[BlobId]) -> Value {
     ids.iter().map(ToString::to_string).collect()
+}
+
+fn bases(bases: &[Base]) -> Value {
+    bases.iter().map(|b| json!({ "id": b.id.to_string(), "slots": b.slots.iter().collect::<Vec<_>>() })).collect()
 }
 
 /// Ids as stored, one after the other; in hex if they are not whole ids.
@@ -271,7 +276,7 @@ fn pack_json(pack: &PackInfo) -> Value {
             "stored_bytes": frame.stored_bytes,
             "plain_bytes": frame.plain_bytes,
             "encoding": encoding_word(frame.encoding),
-            "bases": ids(&frame.bases),
+            "bases": bases(&frame.bases),
             "blobs": blobs.collect::<Value>(),
         })
     });
@@ -311,7 +316,7 @@ fn indexed_pack_json(pack: &IndexedPack) -> Value {
             "stored_bytes": frame.stored_bytes,
             "plain_bytes": frame.plain_bytes,
             "encoding": encoding_word(frame.encoding),
-            "bases": ids(pack.bases(number)),
+            "bases": bases(pack.bases(number)),
         })
     });
     json!({

@@ -1,7 +1,5 @@
 //! Reading fixed little-endian records without a panic.
 
-use crate::id::BlobId;
-
 /// A cursor over bytes from outside; every read says `None` at the end.
 pub(super) struct Reader<'a>(pub &'a [u8]);
 
@@ -30,11 +28,6 @@ impl<'a> Reader<'a> {
 
     pub fn id(&mut self) -> Option<[u8; 32]> {
         self.take(32)?.try_into().ok()
-    }
-
-    pub fn ids(&mut self, n: usize) -> Option<Vec<BlobId>> {
-        let bytes = self.take(n.checked_mul(32)?)?;
-        bytes.chunks_exact(32).map(BlobId::from_slice).collect()
     }
 
     /// Whether nothing but zeros is left.

@@ -4,7 +4,7 @@
 //! header (48) | sealed table | sealed pack blocks … | sealed record blocks …
 //! table:   pack blocks n (4) | record blocks m (4) | n × sealed length (4) | m × (sealed length (4), first id (32))
 //! pack:    id (32) | file length (8) | the pack's header (48) | frames (4)
-//!          | per frame: stored (4) | plain (4) | encoding (1) | partial (1) | bases (2) | base ids (32 each)
+//!          | per frame: stored (4) | plain (4) | encoding (1) | partial (1) | bases (2) | bases
 //!          | if partial: present slots (32)
 //! record:  id (32) | pack (4) | frame (4) | offset in frame (3) | type (1) | length (4)       = 48 bytes, sorted by id
 //! ```
@@ -15,7 +15,8 @@
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
 use super::pack::{Encoding, Entry, PackInfo, belongs, take_partial, take_slots};
-use super::segment::SlotSet;
+use super::segment::{Base, SlotSet};
+use super::slots::{put_bases, take_bases};
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, TAG_BYTES};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ pub struct IndexedFrame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Extra {
     frame: u32,
-    bases: Box<[BlobId]>,
+    bases: Box<[Base]>,
     slots: Option<SlotSet>,
 }
 
@@ -69,7 +70,7 @@ impl IndexedPack {
     }
 
     /// Segments that are needed to decode a frame.
-    pub fn bases(&self, frame: u32) -> &[BlobId] {
+    pub fn bases(&self, frame: u32) -> &[Base] {
         self.extra(frame).map_or(&[], |e| &e.bases)
     }
 
@@ -78,7 +79,7 @@ impl IndexedPack {
         self.extra(frame).and_then(|e| e.slots.as_ref())
     }
 
-    fn push(&mut self, frame: IndexedFrame, bases: &[BlobId], slots: Option<SlotSet>) {
+    fn push(&mut self, frame: IndexedFrame, bases: &[Base], slots: Option<SlotSet>) {
         if !bases.is_empty() || slots.is_some() {
             self.extras.push(Extra { frame: self.frames.len() as u32, bases: bases.into(), slots });
         }
@@ -257,7 +258,7 @@ fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
         out.extend_from_slice(&f.plain_bytes.to_le_bytes());
         out.extend_from_slice(&[f.encoding as u8, u8::from(slots.is_some())]);
         out.extend_from_slice(&(bases.len() as u16).to_le_bytes());
-        bases.iter().for_each(|base| out.extend_from_slice(&base.0));
+        put_bases(out, bases);
         slots.into_iter().for_each(|slots| out.extend_from_slice(&slots.to_bytes()));
     }
 }
@@ -283,7 +284,7 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
         if bases > 0 && encoding != Encoding::Segment {
             return None;
         }
-        let bases = r.ids(bases)?;
+        let bases = take_bases(r, bases)?;
         let slots = if partial { Some(take_slots(r)?) } else { None };
         pack.push(IndexedFrame { stored_bytes, plain_bytes, encoding }, &bases, slots);
     }
@@ -348,7 +349,7 @@ mod tests {
                 if p > 0 && f % 9 == 0 {
                     frame.encoding = Encoding::Segment;
                     frame.entries = vec![Entry { kind: BlobType::Segment, plain_bytes: 6, ..entry }];
-                    frame.bases = vec![BlobId([7; 32])];
+                    frame.bases = vec![Base { id: BlobId([7; 32]), slots: [0, 200].into_iter().collect() }];
                 }
                 builder.push(frame);
             }

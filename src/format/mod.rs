@@ -15,6 +15,7 @@ pub mod mark;
 pub mod pack;
 pub mod pagemap;
 pub mod segment;
+mod slots;
 pub mod snapshot;
 pub mod tree;
 pub mod zstd;

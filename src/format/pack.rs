@@ -11,7 +11,8 @@
 
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
-use super::segment::{Encoded, SEGMENT_PAGES, SlotSet};
+use super::segment::{Base, Encoded, SEGMENT_PAGES, SlotSet};
+use super::slots::{put_bases, take_bases};
 use super::{MAX_FRAME_BYTES, MAX_PACK_BYTES, MAX_PACK_DIRECTORY_BYTES};
 use crate::crypto::{BlobType, Keys, ObjectKey, Secret, TAG_BYTES};
 use crate::error::{Error, Result};
@@ -68,7 +69,7 @@ pub struct FrameInfo {
     /// The blobs in it, in order.
     pub entries: Vec<Entry>,
     /// Segments that are needed to decode this one.
-    pub bases: Vec<BlobId>,
+    pub bases: Vec<Base>,
     /// Which slots of a segment are present, if some are not.
     pub slots: Option<SlotSet>,
 }
@@ -83,7 +84,7 @@ pub struct Frame {
     /// The blobs in it, in order.
     pub entries: Vec<Entry>,
     /// Segments that are needed to decode this one.
-    pub bases: Vec<BlobId>,
+    pub bases: Vec<Base>,
     /// The encoded bytes.
     pub body: Vec<u8>,
 }
@@ -156,8 +157,8 @@ impl PackBuilder {
 
     /// Adds a frame.
     pub fn push(&mut self, frame: Frame) {
-        let ids = frame.bases.len() + usize::from(frame.slots().is_some());
-        self.directory_bytes += 16 + 40 * frame.entries.len() + 32 * ids;
+        let bases: usize = frame.bases.iter().map(Base::stored_bytes).sum();
+        self.directory_bytes += 16 + 40 * frame.entries.len() + bases + 32 * usize::from(frame.slots().is_some());
         self.body_bytes += frame.body.len() + TAG_BYTES;
         self.frames.push(frame);
         let n = self.unpadded_bytes();
@@ -252,7 +253,7 @@ fn put_directory(out: &mut Vec<u8>, frames: &[FrameInfo]) {
     }
 }
 
-/// Appends a frame's description: 16 bytes, 40 for each blob, 32 for each base and for the slots of a partial segment.
+/// Appends a frame's description: 16 bytes, 40 for each blob, those of its bases, 32 for the slots of a partial segment.
 fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
     out.extend_from_slice(&frame.stored_bytes.to_le_bytes());
     out.extend_from_slice(&frame.plain_bytes.to_le_bytes());
@@ -264,9 +265,7 @@ fn put_frame(out: &mut Vec<u8>, frame: &FrameInfo) {
         out.extend_from_slice(&[entry.kind as u8, 0, 0, 0]);
         out.extend_from_slice(&entry.plain_bytes.to_le_bytes());
     }
-    for base in &frame.bases {
-        out.extend_from_slice(&base.0);
-    }
+    put_bases(out, &frame.bases);
     if let Some(slots) = frame.slots {
         out.extend_from_slice(&slots.to_bytes());
     }
@@ -315,7 +314,7 @@ fn take_frame(r: &mut Reader<'_>, pack: Kind) -> Option<FrameInfo> {
     if !fits || list.is_empty() {
         return None;
     }
-    let bases = r.ids(bases)?;
+    let bases = take_bases(r, bases)?;
     let slots = if partial { Some(take_slots(r)?) } else { None };
     Some(FrameInfo { stored_bytes, plain_bytes, encoding, entries: list, bases, slots })
 }

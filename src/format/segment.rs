@@ -10,6 +10,7 @@
 //! ```
 
 use super::bytes::Reader;
+pub use super::slots::{Base, SlotSet};
 use super::zstd;
 use crate::crypto::{BlobType, Keys};
 use crate::id::{BlobId, PageHash};
@@ -18,74 +19,9 @@ use crate::id::{BlobId, PageHash};
 pub const SEGMENT_PAGES: usize = 256;
 /// Most bytes of pages in a segment. Four times as much as 256 KiB compresses 7 % better on a first snapshot.
 pub const SEGMENT_BYTES: usize = 1 << 20;
+/// Longest chain of segments that lean on each other.
+pub const MAX_BASE_DEPTH: usize = 16;
 const NO_BASE: u16 = u16::MAX;
-
-/// A set of slots of one segment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SlotSet([u64; SEGMENT_PAGES / 64]);
-
-impl SlotSet {
-    /// Adds a slot.
-    pub fn insert(&mut self, slot: u8) {
-        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
-    }
-
-    /// Every slot that a segment can have.
-    pub const ALL: Self = Self([u64::MAX; SEGMENT_PAGES / 64]);
-
-    /// Whether every slot of `other` is in this set.
-    pub fn holds(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).all(|(all, some)| some & !all == 0)
-    }
-
-    /// Whether a slot is in this set.
-    pub fn has(&self, slot: u8) -> bool {
-        self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
-    }
-
-    /// How many slots there are.
-    pub fn count(&self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Adds the slots of another set.
-    pub fn add(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(word, more)| *word |= more);
-    }
-
-    /// Takes the slots of another set out.
-    pub fn remove(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(word, less)| *word &= !less);
-    }
-
-    /// The slots that are in both sets.
-    pub fn common(&self, other: &Self) -> Self {
-        let mut common = *self;
-        common.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= other);
-        common
-    }
-
-    /// As stored: bit i%8, from the least, of byte i/8 stands for slot i.
-    pub fn to_bytes(self) -> [u8; SEGMENT_PAGES / 8] {
-        let mut out = [0; SEGMENT_PAGES / 8];
-        out.chunks_exact_mut(8).zip(self.0).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_le_bytes()));
-        out
-    }
-
-    /// Reads what [`SlotSet::to_bytes`] wrote.
-    pub fn from_bytes(bytes: &[u8; SEGMENT_PAGES / 8]) -> Self {
-        let mut set = Self::default();
-        for (word, bytes) in set.0.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        set
-    }
-}
 
 /// How many pages of a size go into one segment.
 pub fn pages_per_segment(page_bytes: usize) -> usize {
@@ -138,11 +74,32 @@ pub fn encode_partial(segment: &Segment, hashes: &[PageHash], level: i32) -> Vec
     out
 }
 
-/// Encodes pages as a delta against `base_pages`, the older versions in slot order.
-pub fn encode_delta(page_bytes: u32, pages: &[u8], refs: &[BaseRef], base_pages: &[u8], level: i32) -> Option<Vec<u8>> {
-    let packed = zstd::compress_delta(pages, base_pages, level)?;
-    let mut out = preamble(page_bytes, refs.len(), 2, |_| true);
-    for (base, slot) in refs.iter().map(|r| r.unwrap_or((NO_BASE, NO_BASE))) {
+/// Pages of a segment, with the older versions that they are encoded against.
+#[derive(Debug, Clone, Copy)]
+pub struct Delta<'a> {
+    /// Length of a page, in bytes.
+    pub page_bytes: u32,
+    /// The hash of every slot, absent ones included.
+    pub hashes: &'a [PageHash],
+    /// The slots that are present.
+    pub present: &'a SlotSet,
+    /// Their pages, one after the other.
+    pub pages: &'a [u8],
+    /// Where the older version of each of them is.
+    pub refs: &'a [BaseRef],
+    /// The older versions, in the order of the slots that have one.
+    pub base_pages: &'a [u8],
+}
+
+/// Encodes pages as a delta; `None` if zstd fails.
+pub fn encode_delta(delta: &Delta<'_>, level: i32) -> Option<Vec<u8>> {
+    let packed = zstd::compress_delta(delta.pages, delta.base_pages, level)?;
+    let present = |i: usize| u8::try_from(i).is_ok_and(|slot| delta.present.has(slot));
+    let mut out = preamble(delta.page_bytes, delta.hashes.len(), 2, present);
+    for (_, hash) in delta.hashes.iter().enumerate().filter(|(i, _)| !present(*i)) {
+        out.extend_from_slice(hash);
+    }
+    for (base, slot) in delta.refs.iter().map(|r| r.unwrap_or((NO_BASE, NO_BASE))) {
         out.extend_from_slice(&base.to_le_bytes());
         out.extend_from_slice(&slot.to_le_bytes());
     }
@@ -218,6 +175,11 @@ impl<'a> Encoded<'a> {
         let slots = (0..=u8::MAX).zip(&self.absent);
         slots.filter(|(_, absent)| absent.is_none()).for_each(|(slot, _)| set.insert(slot));
         (self.present() < self.absent.len()).then_some(set)
+    }
+
+    /// Whether each slot is present.
+    pub fn slots(&self) -> impl Iterator<Item = bool> {
+        self.absent.iter().map(Option::is_none)
     }
 
     /// How many slots are present.
@@ -357,8 +319,10 @@ mod tests {
         let mut base = [&plain[512..1024], &plain[2048..]].concat();
         base[100] ^= 1;
         let refs = [None, Some((0, 1)), None, None, Some((1, 7))];
-        let delta = encode_delta(512, &plain, &refs, &base, 3).unwrap();
-        let parsed = Encoded::parse(&delta).unwrap();
+        let (hashes, all) = (&hashes[..], (0..5).collect::<SlotSet>());
+        let delta = Delta { page_bytes: 512, hashes, present: &all, pages: &plain, refs: &refs, base_pages: &base };
+        let encoded = encode_delta(&delta, 3).unwrap();
+        let parsed = Encoded::parse(&encoded).unwrap();
         assert_eq!(parsed.bases, refs);
         assert_eq!(parsed.decode(&keys, id, &base).unwrap().page(1), Some(&plain[512..1024]));
         base[200] ^= 1;
@@ -383,7 +347,16 @@ mod tests {
             bad[at] = value;
             assert!(Encoded::parse(&bad).is_err(), "{why}");
         }
-        let mut delta = encode_delta(512, &pages(1, 1), &[None], &[], 3).unwrap();
+        let one = [0].into_iter().collect();
+        let none = Delta {
+            page_bytes: 512,
+            hashes: &[[0; 16]],
+            present: &one,
+            pages: &pages(1, 1),
+            refs: &[None],
+            base_pages: &[],
+        };
+        let mut delta = encode_delta(&none, 3).unwrap();
         assert!(Encoded::parse(&delta).is_ok());
         delta[11] = 0;
         assert!(Encoded::parse(&delta).is_err(), "half a base");

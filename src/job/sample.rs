@@ -9,13 +9,13 @@ use crate::crypto::{BlobType, KdfCost};
 use crate::format::cbor::{self, Time};
 use crate::format::header::Kind;
 use crate::format::keyslot::Unlock;
-use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::pack::Entry;
 use crate::format::pagemap::{PageRef, Root, StoredLeaf};
-use crate::format::segment::{self, BaseRef};
+use crate::format::segment;
 use crate::format::snapshot::{Counts, Snapshot};
 use crate::format::tree::{Content, Database, Node, NodeKind, Tree, join_ids, split};
 use crate::id::BlobId;
-use crate::repo::{Named, Repository, Selected, Writer, encode_frame};
+use crate::repo::{Named, Repository, SegmentPages, Selected, Writer, encode_delta, encode_frame, encode_segment};
 
 /// Chunks of the sample files, in bytes.
 pub const CHUNK_BYTES: usize = 20_000;
@@ -108,17 +108,18 @@ impl Sample {
     pub fn segment(&mut self, page_bytes: usize, pages: &[u8], base: Option<(BlobId, &[u8])>) -> Vec<PageRef> {
         let hashes: Vec<_> = pages.chunks(page_bytes).map(|p| self.repo.keys().page_hash(p)).collect();
         let id = segment::segment_id(self.repo.keys(), page_bytes as u32, &hashes);
-        let body = match base {
-            None => segment::encode(page_bytes as u32, pages, hashes.len(), 3),
-            Some((_, older)) => {
-                let refs: Vec<BaseRef> = (0..hashes.len() as u16).map(|slot| Some((0, slot))).collect();
-                segment::encode_delta(page_bytes as u32, pages, &refs, older, 3).unwrap()
-            }
+        let older: Vec<_> = base.iter().flat_map(|(id, _)| (0..hashes.len()).map(|s| Some((*id, s as u8)))).collect();
+        let pages = SegmentPages {
+            id,
+            page_bytes: page_bytes as u32,
+            hashes: &hashes,
+            present: &(0..hashes.len()).map(|slot| slot as u8).collect(),
+            pages,
+            older: &older,
+            base_pages: base.map_or(&[], |(_, older)| older),
         };
-        let entries = vec![Entry { id, kind: BlobType::Segment, plain_bytes: pages.len() as u32 }];
-        let bases = base.iter().map(|b| b.0).collect();
-        let plain_bytes = pages.len() as u32;
-        self.writer().put_frame(Frame { encoding: Encoding::Segment, plain_bytes, entries, bases, body }).unwrap();
+        let frame = encode_delta(&pages, 3).unwrap_or_else(|| encode_segment(&pages, 3));
+        self.writer().put_frame(frame).unwrap();
         (0..=u8::MAX).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }).collect()
     }
 

@@ -33,6 +33,8 @@ pub struct Piece {
     pub place: Place,
     /// Only these slots of a segment.
     pub slots: Option<Box<SlotSet>>,
+    /// Whether a segment is to lean on no other any more.
+    pub in_full: bool,
 }
 
 /// Something to store again.
@@ -102,7 +104,7 @@ impl Mover {
 
 /// Reads and verifies those blobs of one frame that are needed.
 fn read(repo: &Repository, live: &[Piece]) -> Result<Vec<Moved>> {
-    let Some(Piece { id: first, place, slots }) = live.first() else { return Ok(Vec::new()) };
+    let Some(Piece { id: first, place, slots, in_full }) = live.first() else { return Ok(Vec::new()) };
     let reader = repo.frame_reader(*place)?;
     let (offset, len) = reader.range();
     let body = reader.open(repo, repo.backend().get_range(reader.path(), offset, len)?)?;
@@ -115,8 +117,15 @@ fn read(repo: &Repository, live: &[Piece]) -> Result<Vec<Moved>> {
             let why = "it lacks pages that it has by the index";
             return Err(Error::corrupt(format!("segment {first}"), why));
         }
-        let slots = slots.as_deref().filter(|slots| !slots.holds(&decoded.present()));
-        let frame = slots.map_or_else(|| whole(&reader, &blobs, body), |slots| without_others(*first, &decoded, slots));
+        let present = decoded.present();
+        let keep = slots.as_deref().map_or(present, |slots| slots.common(&present));
+        let frame = if keep == present && (!in_full || reader.bases().is_empty()) {
+            whole(&reader, &blobs, body)
+        } else if *in_full || reader.bases().is_empty() {
+            without_others(*first, &decoded, &keep)
+        } else {
+            repo.shrink_delta(first, &reader, &body, &decoded, &keep, LEVEL)?
+        };
         return Ok(vec![Moved::Frame(frame)]);
     }
     let plain = reader.decode(body.clone())?;
@@ -207,7 +216,7 @@ impl Repository {
                 let slots = index.slots(place).copied().unwrap_or(SlotSet::ALL).common(&missing);
                 if !slots.is_empty() {
                     let slots = (place.kind == BlobType::Segment).then(|| Box::new(slots));
-                    lost.extend(condemned(place).then_some(Piece { id, place, slots }));
+                    lost.extend(condemned(place).then_some(Piece { id, place, slots, in_full: false }));
                     missing.remove(&index.slots(place).copied().unwrap_or(SlotSet::ALL));
                 }
             }

@@ -1,8 +1,9 @@
 //! Databases back from their page maps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -39,9 +40,19 @@ impl Repository {
             for (page, at) in ((number * LEAF_PAGES) as u64..).zip(pages) {
                 by_segment.entry(at.segment).or_default().push((page, at));
             }
+            let mut by_segment: Vec<_> = by_segment.into_iter().collect();
+            let mut bases = HashSet::new();
+            {
+                // Those that lean on others come after these, which are kept that long.
+                let index = self.index();
+                let place = |id: &BlobId| index.find(id).map(|place| (!index.bases(place).is_empty(), place));
+                by_segment.sort_by_cached_key(|(segment, _)| place(segment));
+                let leans_on = by_segment.iter().filter_map(|(id, _)| index.find(id)).flat_map(|p| index.bases(p));
+                bases.extend(leans_on.map(|base| base.id));
+            }
             by_segment.par_iter().try_for_each(|(segment, pages)| {
                 reporter.check_interrupt()?;
-                self.write_pages(segment, pages, page_bytes, file)?;
+                self.write_pages(segment, pages, bases.contains(segment), page_bytes, file)?;
                 reporter.advance(pages.len() as u64 * page_bytes, 0);
                 Ok::<_, Error>(())
             })?;
@@ -54,10 +65,20 @@ impl Repository {
     }
 
     /// Writes the pages that one segment holds, neighbours in one go.
-    fn write_pages(&self, segment: &BlobId, pages: &[(u64, PageRef)], page_bytes: u64, file: &File) -> Result<()> {
+    fn write_pages(
+        &self,
+        segment: &BlobId,
+        pages: &[(u64, PageRef)],
+        is_base: bool,
+        page_bytes: u64,
+        file: &File,
+    ) -> Result<()> {
         let mut wanted = SlotSet::default();
         pages.iter().for_each(|(_, at)| wanted.insert(at.slot));
-        let decoded = self.read_slots(segment, &wanted)?;
+        let decoded = Arc::new(self.read_slots(segment, &wanted)?);
+        if is_base {
+            self.remember_base(*segment, &decoded);
+        }
         let mut run = Vec::new();
         for (i, (page, at)) in pages.iter().enumerate() {
             let slot = usize::from(at.slot);

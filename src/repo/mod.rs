@@ -4,6 +4,7 @@
 
 mod control;
 mod copy;
+mod delta;
 mod marks;
 mod materialise;
 mod needs;
@@ -13,6 +14,7 @@ mod proven;
 mod reach;
 mod read;
 mod salvage;
+mod segments;
 mod select;
 mod session;
 mod strays;
@@ -32,13 +34,16 @@ use crate::index::BlobIndex;
 
 pub use control::{Condemnation, Lost, Named};
 pub use copy::{Piece, copy};
+#[cfg(test)]
+pub(crate) use delta::encode_delta;
+pub use delta::{SegmentPages, encode_segment};
 pub use marks::{MarkNote, Marks};
 pub use needs::Needs;
 pub use open::{IndexFile, LoadedIndex};
 pub use pages::Leaf;
 pub use proven::Proven;
-pub use reach::{Added, Reach};
-pub use read::{FrameReader, MAX_BASE_DEPTH};
+pub use reach::{Added, Leaning, Reach, close};
+pub use read::FrameReader;
 pub use salvage::{Salvage, Salvaged};
 pub use select::{Filter, Selected, Start, split_path};
 pub use session::{Running, SessionGuard, host};
@@ -55,6 +60,7 @@ pub struct Repository {
     opened: unlock::Opened,
     index: RwLock<BlobIndex>,
     frames: read::FrameCache,
+    bases: segments::BaseCache,
     strays: strays::Strays,
 }
 
@@ -89,6 +95,7 @@ impl Repository {
     pub fn replace_index(&self, index: BlobIndex) {
         self.with_index(|old| *old = index);
         self.frames.clear();
+        self.bases.clear();
         self.strays.forget();
     }
 }

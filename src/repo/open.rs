@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 use rayon::prelude::*;
 
 use super::read::FrameCache;
+use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
 use super::{Condemnation, Lost, Repository, unlock};
@@ -86,6 +87,7 @@ impl Repository {
             opened,
             index: RwLock::default(),
             frames: FrameCache::default(),
+            bases: BaseCache::default(),
             strays: Strays::default(),
         }
     }

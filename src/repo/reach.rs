@@ -13,7 +13,7 @@ use super::pages::{Family, read_family};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{FAN_OUT, Inner, Root};
-use crate::format::segment::SlotSet;
+use crate::format::segment::{Base, SlotSet};
 use crate::format::tree::{Tree, split_ids};
 use crate::id::BlobId;
 use crate::index::{BlobIndex, Place};
@@ -53,13 +53,19 @@ struct Found {
 pub struct Reach {
     needs: Needs,
     read: HashSet<(u32, Role)>,
+    /// Segments that lean on others which were not followed yet, with the length of their pages.
+    leaning: Option<Vec<Leaning>>,
 }
+
+/// A segment that leans on others, by its position in the index, and the length of its pages in bytes.
+pub type Leaning = (u32, u32);
 
 /// What one call of [`Reach::add`] added.
 #[derive(Default)]
 pub struct Added {
     undo: Undo,
     read: Vec<(u32, Role)>,
+    leaning: usize,
 }
 
 impl Added {
@@ -75,6 +81,25 @@ impl Added {
 }
 
 impl Reach {
+    /// A set that leaves the segments out that others lean on, until [`Reach::close`].
+    pub fn without_bases() -> Self {
+        Self { leaning: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// The needed segments that lean on others, as long as these were left out.
+    pub fn leaning(&self) -> &[Leaning] {
+        self.leaning.as_deref().unwrap_or_default()
+    }
+
+    /// Adds what the segments lean on, and from here on that of those which come.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if some of it is nowhere.
+    pub fn close(&mut self, index: &BlobIndex) -> Result<()> {
+        let leaning = self.leaning.take().unwrap_or_default();
+        close(&mut self.needs, index, leaning)
+    }
+
     /// What is needed.
     pub fn needs(&self) -> &Needs {
         &self.needs
@@ -125,6 +150,9 @@ impl Reach {
         self.needs.remove(&added.undo);
         for item in &added.read {
             self.read.remove(item);
+        }
+        if let Some(leaning) = &mut self.leaning {
+            leaning.truncate(leaning.len().saturating_sub(added.leaning));
         }
     }
 
@@ -206,7 +234,7 @@ impl Reach {
         Ok(())
     }
 
-    /// Adds slots of a segment and, transitively, all of those that it leans on.
+    /// Adds slots of a segment and, transitively, of those that it leans on.
     fn need_slots(
         &mut self,
         index: &BlobIndex,
@@ -217,27 +245,53 @@ impl Reach {
         if !self.needs.need_slots(index, segment, page_bytes, &mut added.undo)? {
             return Ok(());
         }
-        let mut waiting = self.bases(index, segment.0);
-        while let Some(id) = waiting.pop() {
-            if self.needs.need(index, &id, BlobType::Segment, &mut added.undo)? {
-                waiting.extend(self.bases(index, &id));
+        match &mut self.leaning {
+            None => follow(&mut self.needs, index, segment.0, page_bytes, &mut added.undo),
+            Some(leaning) => {
+                let position = index.position(segment.0);
+                let leans = position.filter(|at| index.places_at(*at).any(|p| !index.bases(p).is_empty()));
+                added.leaning += usize::from(leans.is_some());
+                leaning.extend(leans.map(|at| (at, page_bytes)));
+                Ok(())
             }
         }
-        Ok(())
     }
+}
 
-    /// The segments that a needed segment leans on. Where packs that are not condemned have all that is needed of it,
-    /// only these count.
-    fn bases(&self, index: &BlobIndex, id: &BlobId) -> Vec<BlobId> {
-        let leans = |p: &Place| index.frame(*p).is_some_and(|(pack, _)| !pack.bases(p.frame).is_empty());
-        let Some(position) = index.position(id).filter(|at| index.places_at(*at).any(|p| leans(&p))) else {
-            return Vec::new();
-        };
-        let stays = |p: Place| index.frame(p).is_some_and(|(pack, _)| !index.is_condemned(&pack.id));
-        let enough = self.needs.are_met_at(index, position, stays);
-        let places = index.places_at(position).filter(|p| !enough || stays(*p));
-        places.filter_map(|p| Some(index.frame(p)?.0.bases(p.frame))).flatten().copied().collect()
+/// Adds what a needed segment leans on.
+fn follow(needs: &mut Needs, index: &BlobIndex, id: &BlobId, page_bytes: u32, undo: &mut Undo) -> Result<()> {
+    let mut waiting = bases(needs, index, id);
+    while let Some(Base { id, slots }) = waiting.pop() {
+        if needs.need_slots(index, (&id, &slots), page_bytes, undo)? {
+            waiting.extend(bases(needs, index, &id));
+        }
     }
+    Ok(())
+}
+
+/// What a needed segment leans on. Where packs that are not condemned have all that is needed of it, only these count.
+fn bases(needs: &Needs, index: &BlobIndex, id: &BlobId) -> Vec<Base> {
+    let leans = |p: Place| !index.bases(p).is_empty();
+    let Some(position) = index.position(id).filter(|at| index.places_at(*at).any(leans)) else {
+        return Vec::new();
+    };
+    let stays = |p: Place| index.frame(p).is_some_and(|(pack, _)| !index.is_condemned(&pack.id));
+    let enough = needs.are_met_at(index, position, stays);
+    let places = index.places_at(position).filter(|p| !enough || stays(*p));
+    places.flat_map(|p| index.bases(p)).copied().collect()
+}
+
+/// Adds what the given segments lean on.
+///
+/// # Errors
+/// [`Error::Missing`] if some of it is nowhere.
+pub fn close(needs: &mut Needs, index: &BlobIndex, leaning: impl IntoIterator<Item = Leaning>) -> Result<()> {
+    for (position, page_bytes) in leaning {
+        if let Some(id) = index.id_at(position) {
+            follow(needs, index, &id, page_bytes, &mut Undo::default())?;
+        }
+    }
+    Ok(())
 }
 
 impl Role {

@@ -14,15 +14,13 @@ use crate::format::MAX_TREE_NODES;
 use crate::format::index::IndexedPack;
 use crate::format::pack::{Encoding, FrameInfo, PackInfo, class_key, frame_aad};
 use crate::format::pagemap::{Inner, Root};
-use crate::format::segment::{Decoded, Encoded, SlotSet};
+use crate::format::segment::Base;
 use crate::format::tree::{Content, Node, Tree};
 use crate::id::BlobId;
 use crate::index::Place;
 
 /// Decoded frames that are kept, in bytes: trees lie many to a frame.
 const FRAME_CACHE_BYTES: usize = 8 << 20;
-/// Longest chain of segments that lean on each other.
-pub const MAX_BASE_DEPTH: usize = 16;
 
 #[derive(Default)]
 pub(super) struct FrameCache(Mutex<Cached>);
@@ -72,7 +70,7 @@ pub struct FrameReader {
     plain_bytes: u32,
     encoding: Encoding,
     header: crate::format::header::Header,
-    bases: Vec<BlobId>,
+    bases: Vec<Base>,
 }
 
 impl FrameReader {
@@ -118,7 +116,7 @@ impl FrameReader {
     }
 
     /// Segments that are needed to decode the frame.
-    pub fn bases(&self) -> &[BlobId] {
+    pub fn bases(&self) -> &[Base] {
         &self.bases
     }
 
@@ -212,7 +210,7 @@ impl Repository {
     }
 
     /// Fetches and opens the frame of a place.
-    fn fetch(&self, reader: &FrameReader) -> Result<Vec<u8>> {
+    pub(super) fn fetch(&self, reader: &FrameReader) -> Result<Vec<u8>> {
         let (offset, len) = reader.range();
         reader.open(self, self.backend.get_range(&reader.path, offset, len)?)
     }
@@ -265,75 +263,6 @@ impl Repository {
             }
         }
         Err(first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
-    }
-
-    /// Reads and verifies the pages of a segment, all that there are of it.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::Corrupt`].
-    pub fn read_segment(&self, id: &BlobId) -> Result<Decoded> {
-        self.read_slots(id, &SlotSet::ALL)
-    }
-
-    /// Reads and verifies the pages in these slots of a segment, and maybe others. A page that is nowhere is absent in
-    /// what is returned, if there is any other.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::Corrupt`].
-    pub fn read_slots(&self, id: &BlobId, wanted: &SlotSet) -> Result<Decoded> {
-        self.segment_at_depth(id, wanted, 0)
-    }
-
-    /// Goes through the places of a segment until all that is wanted was found: a prune may have left out of one what
-    /// another has.
-    fn segment_at_depth(&self, id: &BlobId, wanted: &SlotSet, depth: usize) -> Result<Decoded> {
-        let mut places: Vec<_> = {
-            let index = self.index();
-            index.places(id).map(|p| (index.slots(p).is_some_and(|slots| !slots.holds(wanted)), p)).collect()
-        };
-        // Those that have all of it first. What the index says need not be true.
-        places.sort_by_key(|(lacks_some, _)| *lacks_some);
-        let mut first_error = None;
-        let mut found: Option<Decoded> = None;
-        for (_, place) in places {
-            let decoded = self.frame_reader(place).and_then(|reader| {
-                let body = self.fetch(&reader)?;
-                self.decode_segment(id, &reader, &body, depth)
-            });
-            match (decoded, &mut found) {
-                (Ok(decoded), None) => found = Some(decoded),
-                (Ok(decoded), Some(found)) => found.fill_from(&decoded),
-                (Err(e), _) => first_error = first_error.or(Some(e)),
-            }
-            if found.as_ref().is_some_and(|f| f.is_whole() || f.present().holds(wanted)) {
-                break;
-            }
-        }
-        found.ok_or_else(|| first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
-    }
-
-    /// Decodes the opened frame of a segment, with the segments that it leans on.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::Corrupt`].
-    pub fn decode_segment(&self, id: &BlobId, reader: &FrameReader, body: &[u8], depth: usize) -> Result<Decoded> {
-        let bad = |why: String| Error::corrupt(format!("segment {id}"), why);
-        if reader.encoding != Encoding::Segment {
-            return Err(bad("it is not of the type expected".into()));
-        }
-        let encoded = Encoded::parse(body).map_err(bad)?;
-        if depth > MAX_BASE_DEPTH {
-            return Err(bad("too many segments lean on each other".into()));
-        }
-        let read_base = |base| self.segment_at_depth(base, &SlotSet::ALL, depth + 1);
-        let bases = reader.bases.iter().map(read_base).collect::<Result<Vec<_>>>()?;
-        let mut base_pages = Vec::new();
-        for (base, slot) in encoded.bases.iter().flatten() {
-            let page = bases.get(usize::from(*base)).and_then(|b| b.page(usize::from(*slot)));
-            base_pages
-                .extend_from_slice(page.ok_or_else(|| bad("an older page that it leans on is not there".into()))?);
-        }
-        encoded.decode(&self.keys, *id, &base_pages).map_err(bad)
     }
 
     /// Reads all nodes of a directory, in order.

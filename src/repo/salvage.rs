@@ -146,7 +146,7 @@ fn read(repo: &Repository, piece: &Piece) -> Vec<Moved> {
     let Ok(body) = sealed.and_then(|sealed| reader.open(repo, sealed)) else { return Vec::new() };
     if reader.encoding() == Encoding::Segment {
         // Authentic, and only what it leans on is lost: that may come back.
-        let leans_on_lost = || reader.bases().iter().any(|base| repo.read_segment(base).is_err());
+        let leans_on_lost = || reader.bases().iter().any(|base| repo.read_base(base).is_err());
         let is_sound = repo.decode_segment(first, reader, &body, 0).is_ok() || leans_on_lost();
         return if is_sound { vec![Moved::Frame(whole(reader, blobs, body))] } else { Vec::new() };
     }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Gather, Repository, Writer, encode_frame};
+use super::{Gather, Repository, SegmentPages, Writer, encode_frame, encode_segment};
 use crate::backend::{Backend, Memory, layout};
 use crate::clock;
 use crate::crypto::{BlobType, KdfCost};
 use crate::format::cbor;
 use crate::format::keyslot::Unlock;
-use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::pack::Entry;
 use crate::format::pagemap::{PageRef, Root, StoredLeaf};
 use crate::format::segment;
 use crate::format::snapshot::{Counts, Snapshot};
@@ -195,9 +195,7 @@ fn read_tree(repo: &Repository, tree: &BlobId) {
 /// Whether a segment is there as a whole, and leans on none that leans on others: each would be decoded for each.
 fn may_lean_on(repo: &Repository, base: &BlobId) -> bool {
     let index = repo.index();
-    let bases = |id: &BlobId| -> Vec<BlobId> {
-        index.places(id).flat_map(|p| index.packs()[p.pack as usize].bases(p.frame)).copied().collect()
-    };
+    let bases = |id: &BlobId| -> Vec<BlobId> { index.places(id).flat_map(|p| index.bases(p)).map(|b| b.id).collect() };
     // What the same run stores is not in the index yet.
     index.find(base).is_none() || index.is_usable(base) && bases(base).iter().all(|base| bases(base).is_empty())
 }
@@ -235,31 +233,22 @@ impl Db {
                 .collect();
             let hashes: Vec<_> = new.iter().map(|page| repo.keys().page_hash(page)).collect();
             let id = segment::segment_id(repo.keys(), PAGE as u32, &hashes);
-            let mut bases: Vec<BlobId> = Vec::new();
-            let mut numbers: HashMap<BlobId, u16> = HashMap::new();
-            let bases_of: Vec<segment::BaseRef> = old
-                .iter()
-                .map(|old| {
-                    let (_, at) = old.as_ref()?;
-                    let number = *numbers.entry(at.segment).or_insert_with(|| {
-                        bases.push(at.segment);
-                        bases.len() as u16 - 1
-                    });
-                    Some((number, u16::from(at.slot)))
-                })
-                .collect();
+            let older: Vec<Option<(BlobId, u8)>> =
+                old.iter().map(|old| old.as_ref().map(|(_, at)| (at.segment, at.slot))).collect();
             let plain = new.concat();
-            let older: Vec<u8> = old.iter().flatten().flat_map(|(page, _)| page.clone()).collect();
-            let body = if delta && bases.iter().all(|base| may_lean_on(repo, base)) {
-                segment::encode_delta(PAGE as u32, &plain, &bases_of, &older, 3).unwrap()
-            } else {
-                bases.clear();
-                segment::encode(PAGE as u32, &plain, group.len(), 3)
+            let base_pages: Vec<u8> = old.iter().flatten().flat_map(|(page, _)| page.clone()).collect();
+            let leans = delta && older.iter().flatten().all(|(base, _)| may_lean_on(repo, base));
+            let pages = SegmentPages {
+                id,
+                page_bytes: PAGE as u32,
+                hashes: &hashes,
+                present: &(0..group.len()).map(|slot| slot as u8).collect(),
+                pages: &plain,
+                older: if leans { &older } else { &[] },
+                base_pages: &base_pages,
             };
-            let plain_bytes = plain.len() as u32;
-            let entries = vec![Entry { id, kind: BlobType::Segment, plain_bytes }];
             if writer.claims().claim(id) {
-                writer.put_frame(Frame { encoding: Encoding::Segment, plain_bytes, entries, bases, body }).unwrap();
+                writer.put_frame(encode_segment(&pages, 3)).unwrap();
             }
             for (slot, ((n, _), (page, hash))) in group.iter().zip(new.into_iter().zip(hashes)).enumerate() {
                 let at = PageRef { segment: id, slot: slot as u8, hash };
@@ -293,5 +282,28 @@ impl Db {
     /// The segments that the pages lie in now.
     pub(crate) fn segments(&self) -> std::collections::HashSet<BlobId> {
         self.refs.iter().map(|r| r.segment).collect()
+    }
+}
+
+/// Numbers that are the same for the same seed.
+pub(crate) struct Dice(u64, Vec<u8>);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed << 32, Vec::new())
+    }
+
+    /// A number below `n`.
+    pub(crate) fn roll(&mut self, n: usize) -> usize {
+        if self.1.len() < 4 {
+            self.0 += 1;
+            self.1 = noise(self.0, 4096);
+        }
+        let bytes = self.1.split_off(self.1.len() - 4);
+        u32::from_le_bytes(bytes.try_into().unwrap()) as usize % n.max(1)
+    }
+
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.roll(100) < percent
     }
 }

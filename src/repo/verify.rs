@@ -35,14 +35,15 @@ pub struct Audit {
     pub slots: Vec<(BlobId, SlotSet)>,
     /// Whether its frames were decoded, rather than known to be sound by the file's hash.
     pub is_decoded: bool,
-    /// Whether everything in it is sound whatever becomes of other packs.
+    /// Whether everything in it is sound, as long as segments that some of it leans on are.
     pub is_sound_alone: bool,
 }
 
 /// What one frame turned out to be.
 enum Found {
     Sound,
-    /// A sound segment: which slots are present, and whether it has all of them and leans on no other.
+    /// A sound segment: which slots are present, and whether it has all of them. What it leans on is named by its
+    /// contents: with sound bases it is sound again.
     Segment {
         id: BlobId,
         present: SlotSet,
@@ -152,12 +153,9 @@ impl Repository {
         };
         match (frame.encoding, frame.entries.as_slice()) {
             (Encoding::Segment, [only]) => match self.decode_segment(&only.id, reader, body, 0) {
-                Ok(decoded) => {
-                    let is_whole = reader.bases().is_empty() && decoded.is_whole();
-                    Found::Segment { id: only.id, present: decoded.present(), is_whole }
-                }
+                Ok(decoded) => Found::Segment { id: only.id, present: decoded.present(), is_whole: decoded.is_whole() },
                 // A base that is damaged counts where it lies, not here.
-                Err(_) if reader.bases().iter().any(|base| self.read_segment(base).is_err()) => Found::Unproven,
+                Err(_) if reader.bases().iter().any(|base| self.read_base(base).is_err()) => Found::Unproven,
                 Err(e) => all(e),
             },
             _ => match reader.decode_slice(body) {

@@ -199,7 +199,7 @@ class Blobs:
         frames, at = [], HEADER + header.first_bytes
         for number in range(cursor.number(4)):
             stored, plain, encoding, partial = (cursor.number(n) for n in (4, 4, 1, 1))
-            bases = [cursor.take(32) for _ in range(cursor.number(2))]
+            bases = take_bases(cursor, cursor.number(2))
             need(partial <= (encoding == 2) and encoding <= 2 and plain <= 16 * MIB, f"{what}: a frame makes no sense")
             need(TAG <= stored <= 32 * MIB and (encoding == 2 or not bases), f"{what}: a frame makes no sense")
             cursor.take(32 * partial)
@@ -236,7 +236,7 @@ class Blobs:
                 blob, entry_kind, zeros, length = cursor.take(32), cursor.number(1), cursor.take(3), cursor.number(4)
                 need(zeros == bytes(3) and 1 <= entry_kind <= 5, f"{path}: an entry makes no sense")
                 entries.append((blob, entry_kind, length))
-            bases = [cursor.take(32) for _ in range(bases)]
+            bases = take_bases(cursor, bases)
             need(partial <= (encoding == 2) and encoding <= 2 and entries, f"{path}: a frame makes no sense")
             need(TAG <= stored <= 32 * MIB and plain <= 16 * MIB, f"{path}: a frame makes no sense")
             slots = cursor.take(32) if partial else None
@@ -302,7 +302,7 @@ class Blobs:
         def read(place, pack, frame):
             nonlocal found
             need(place.type == SEGMENT and frame.encoding == 2, f"segment {blob.hex()} is of another type")
-            bases = [self.segment(base, depth + 1) for base in frame.bases]
+            bases = [(told, self.segment(base, depth + 1)[1]) for base, told in frame.bases]
             size, slots = decode_segment(self.keys, blob, self.frame_body(pack, frame), bases)
             if found:
                 slots = [(known, page or older) for (known, page), (_, older) in zip(slots, found[1])]
@@ -323,7 +323,7 @@ class Blobs:
             pack = self.open_pack(path)
             for frame in pack.frames:
                 if frame.encoding == 2:
-                    bases = [self.segment(base, 1) for base in frame.bases]
+                    bases = [(told, self.segment(base, 1)[1]) for base, told in frame.bases]
                     _, slots = decode_segment(self.keys, frame.entries[0][0], self.frame_body(pack, frame), bases)
                     bits = sum(1 << n for n, (_, page) in enumerate(slots) if page is not None)
                     told = int.from_bytes(frame.slots, "little") if frame.slots else (1 << len(slots)) - 1
@@ -333,6 +333,16 @@ class Blobs:
                 for blob, kind, length in frame.entries:
                     need(keyed(self.keys.ids[kind], plain[at : at + length]) == blob, f"{path}: a blob is damaged")
                     at += length
+
+
+def take_bases(cursor, count):
+    """The segments that a frame leans on, and which slots of each."""
+    bases = []
+    for _ in range(count):
+        base, slots = cursor.take(32), list(cursor.take(cursor.number(1) + 1))
+        need(all(a < b for a, b in zip(slots, slots[1:])), "slots of a base are out of order")
+        bases.append((base, slots))
+    return bases
 
 
 def decode_segment(keys, blob, body, bases):
@@ -350,7 +360,8 @@ def decode_segment(keys, blob, body, bases):
             base, slot = cursor.number(2), cursor.number(2)
             need(base != NO_BASE or slot == NO_BASE, "half a base")
             if base != NO_BASE:
-                need(base < len(bases) and slot < len(bases[base][1]), "a base that is not there")
+                need(base < len(bases) and slot in bases[base][0], "a base that the directory does not name")
+                need(slot < len(bases[base][1]), "a base that is not there")
                 page = bases[base][1][slot][1]
                 need(page is not None, "a base page that is not there")
                 prefix += page

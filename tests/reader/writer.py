@@ -80,10 +80,12 @@ class Writer:
             for base in (bases[n] for n in present):
                 body += little(names.index(base[0]) if base else NO_BASE, 2) + little(base[1] if base else NO_BASE, 2)
             prefix = b"".join(bases[n][2] for n in present if bases[n])
+            used = [(name, sorted({bases[n][1] for n in present if bases[n] and bases[n][0] == name})) for name in names]
             dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         body += zstandard.ZstdCompressor(dict_data=dictionary).compress(plain)
         slots = little(bits, 32) if absent else b""
-        self.frames[DATA_PACK].append((2, len(plain), [(blob, SEGMENT, len(plain))], names, body, slots))
+        described = [name + bytes([len(slots) - 1] + slots) for name, slots in used] if bases else []
+        self.frames[DATA_PACK].append((2, len(plain), [(blob, SEGMENT, len(plain))], described, body, slots))
         return [(blob, slot, page_hash) for slot, page_hash in enumerate(hashes)]
 
     def leaf(self, entries, parent=None, depth=0, pages=None):

@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn base(n: u8) -> Base {
+    Base { id: BlobId([n; 32]), slots: [1, n].into_iter().collect() }
+}
+
 fn frame(n: usize) -> Frame {
     let entry = Entry { id: BlobId([n as u8; 32]), kind: BlobType::Chunk, plain_bytes: n as u32 };
     Frame { encoding: Encoding::Raw, plain_bytes: n as u32, entries: vec![entry], bases: vec![], body: vec![7; n] }
@@ -26,7 +30,7 @@ fn a_directory_of_any_length_fits_its_place() {
         let kind = if bases > 0 { BlobType::Segment } else { BlobType::Chunk };
         let many = Frame {
             entries: vec![Entry { plain_bytes: 1, kind, ..one.entries[0] }; blobs],
-            bases: vec![BlobId([9; 32]); bases],
+            bases: vec![base(9); bases],
             encoding: if bases > 0 { Encoding::Segment } else { Encoding::Raw },
             plain_bytes: blobs as u32,
             ..frame(40)
@@ -116,8 +120,8 @@ fn frames_that_hold_what_they_must_not_are_refused() {
         (segment.clone(), true, false),
         (of(BlobType::Segment), false, false),
         (FrameInfo { encoding: Encoding::Segment, ..sound.clone() }, false, false),
-        (FrameInfo { bases: vec![BlobId([3; 32])], ..sound.clone() }, false, false),
-        (FrameInfo { bases: vec![BlobId([3; 32])], ..segment.clone() }, true, false),
+        (FrameInfo { bases: vec![base(3)], ..sound.clone() }, false, false),
+        (FrameInfo { bases: vec![base(3)], ..segment.clone() }, true, false),
         (FrameInfo { plain_bytes: 299, ..segment }, false, false),
     ] {
         assert_eq!(reread(&info, Kind::DataPack).is_some(), data, "{info:?} in a data pack");

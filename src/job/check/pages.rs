@@ -9,11 +9,10 @@ use crate::crypto::BlobType;
 use crate::error::Result;
 use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pagemap::{Inner, Root, StoredLeaf};
-use crate::format::segment::SlotSet;
+use crate::format::segment::{Base, MAX_BASE_DEPTH, SlotSet};
 use crate::format::tree::split_ids;
 use crate::id::BlobId;
 use crate::index::Place;
-use crate::repo::MAX_BASE_DEPTH;
 
 impl Walk<'_> {
     /// Checks that every page of a database of `size` bytes can be had, as far as the maps tell.
@@ -165,13 +164,22 @@ impl Walk<'_> {
         found
     }
 
+    /// The same for a segment that another leans on: the slots that it takes must be there.
+    fn base(&mut self, base: &Base, depth: usize) -> Result<usize, Cause> {
+        let below = self.segment(&base.id, depth)?;
+        if self.present(&base.id, &base.slots).holds(&base.slots) {
+            return Ok(below);
+        }
+        Err(self.losses.blame(base.id, "it is damaged: pages that another segment leans on are not in it any more"))
+    }
+
     /// The same, trying the segment's places one by one: each may lean on other segments.
     fn segment_places(&mut self, id: &BlobId, depth: usize) -> Result<usize, Cause> {
         let places: Vec<_> = {
             let index = self.repo.index();
-            let with_bases = |p: Place| Some((p, index.frame(p)?.0.bases(p.frame).to_vec()));
+            let with_bases = |p: Place| (p, index.bases(p).to_vec());
             let places = index.position(id).into_iter().flat_map(|at| index.places_at(at));
-            places.filter(|p| p.kind == BlobType::Segment).filter_map(with_bases).collect()
+            places.filter(|p| p.kind == BlobType::Segment).map(with_bases).collect()
         };
         let mut culprit = None;
         for (place, bases) in places {
@@ -180,7 +188,7 @@ impl Walk<'_> {
             }
             let mut below = Ok(0);
             for base in &bases {
-                below = below.and_then(|most| Ok(self.segment(base, depth + 1)?.max(most) + 1));
+                below = below.and_then(|most: usize| Ok(most.max(self.base(base, depth + 1)? + 1)));
             }
             match below {
                 Ok(below) if below <= MAX_BASE_DEPTH => return Ok(below),

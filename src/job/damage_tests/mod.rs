@@ -21,7 +21,9 @@ use crate::format::tree::{Content, Database, Node, NodeKind, Tree, join_ids};
 use crate::id::{BlobId, PackId, SnapshotId, hex};
 use crate::job::check::{self, Options, ReadData, Summary};
 use crate::job::repair;
-use crate::repo::{MarkNote, Repository, SessionGuard, Writer, encode_frame};
+use crate::repo::{
+    MarkNote, Repository, SegmentPages, SessionGuard, Writer, encode_delta, encode_frame, encode_segment,
+};
 use crate::report::{Problem, Reporter, Severity};
 
 mod checks;
@@ -97,22 +99,23 @@ fn put_pages(
         let hashes: Vec<_> = some.iter().map(|p| repo.keys().page_hash(p)).collect();
         let id = segment::segment_id(repo.keys(), PAGE_BYTES as u32, &hashes);
         let plain = some.concat();
-        let (mut bases, mut body) = (Vec::new(), segment::encode(PAGE_BYTES as u32, &plain, some.len(), 3));
-        if let Some((at, base_pages)) = old {
-            let from = number * SEGMENT_PAGES;
-            bases = at[from..from + some.len()].iter().map(|p| p.segment).collect();
-            bases.dedup();
-            let refs: Vec<_> = at[from..from + some.len()]
-                .iter()
-                .map(|p| Some((bases.iter().position(|b| *b == p.segment).unwrap() as u16, u16::from(p.slot))))
-                .collect();
-            let prefix = base_pages[from..from + some.len()].concat();
-            body = segment::encode_delta(PAGE_BYTES as u32, &plain, &refs, &prefix, 3).unwrap();
-        }
+        let from = number * SEGMENT_PAGES;
+        let (older, base_pages) = old.map_or_else(Default::default, |(at, base_pages)| {
+            let at = &at[from..from + some.len()];
+            let older: Vec<_> = at.iter().map(|p| Some((p.segment, p.slot))).collect();
+            (older, base_pages[from..from + some.len()].concat())
+        });
+        let pages = SegmentPages {
+            id,
+            page_bytes: PAGE_BYTES as u32,
+            hashes: &hashes,
+            present: &(0..some.len()).map(|slot| slot as u8).collect(),
+            pages: &plain,
+            older: &older,
+            base_pages: &base_pages,
+        };
         if writer.claims().claim(id) {
-            let plain_bytes = plain.len() as u32;
-            let entries = vec![Entry { id, kind: BlobType::Segment, plain_bytes }];
-            writer.put_frame(Frame { encoding: Encoding::Segment, plain_bytes, entries, bases, body }).unwrap();
+            writer.put_frame(encode_delta(&pages, 3).unwrap_or_else(|| encode_segment(&pages, 3))).unwrap();
         }
         out.extend((0..=u8::MAX).zip(hashes).map(|(slot, hash)| PageRef { segment: id, slot, hash }));
     }

@@ -10,11 +10,11 @@ use crate::error::Result;
 use crate::format::MAX_PATCH_DEPTH;
 use crate::format::pack::Entry;
 use crate::format::pagemap::{FAN_OUT, Inner, LEAF_PAGES, PageRef, Root, StoredLeaf};
-use crate::format::segment::SlotSet;
+use crate::format::segment::{Base, MAX_BASE_DEPTH, SlotSet};
 use crate::format::tree::{Content, split_ids};
 use crate::id::BlobId;
-use crate::index::Place;
-use crate::repo::{MAX_BASE_DEPTH, Repository, Writer, encode_frame};
+
+use crate::repo::{Repository, Writer, encode_frame};
 
 /// Pages are gathered and stored in pieces of this many bytes.
 const PIECE_BYTES: usize = 1 << 20;
@@ -182,18 +182,15 @@ impl<'a> Pages<'a> {
         if let Some(known) = self.segments.get(id) {
             return *known;
         }
-        let copies: Vec<(SlotSet, Vec<BlobId>)> = {
+        let copies: Vec<(SlotSet, Vec<Base>)> = {
             let index = self.repo.index();
             let places = index.places(id).filter(|p| self.have.is_there(*p, BlobType::Segment));
-            let copy = |p: Place| {
-                let (pack, _) = index.frame(p)?;
-                Some((index.slots(p).copied().unwrap_or(SlotSet::ALL), pack.bases(p.frame).to_vec()))
-            };
-            places.filter_map(copy).collect()
+            let copy = |p| (index.slots(p).copied().unwrap_or(SlotSet::ALL), index.bases(p).to_vec());
+            places.map(copy).collect()
         };
         let mut there = SlotSet::default();
         for (slots, bases) in copies.iter().filter(|_| depth <= MAX_BASE_DEPTH) {
-            if bases.iter().all(|base| self.slots_of(base, depth + 1).holds(&SlotSet::ALL)) {
+            if bases.iter().all(|base| self.slots_of(&base.id, depth + 1).holds(&base.slots)) {
                 there.add(slots);
             }
         }
