@@ -1,29 +1,27 @@
 //! From a database to segments and a page map: reads every page, hashes it, and keeps what changed.
 //!
-//! May depend on `repo` and `format`. The pages go through once, in order. Changed ones are packed together, up to
-//! 256 to a segment, wherever in the file they lie; unchanged ones keep their place in older segments.
+//! May depend on `repo` and `format`. The pages go through once, in order. While a transaction is held, those that
+//! changed are only put aside; what becomes of them is worked out after its end ([`super::segmenter`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::spool::Spool;
+use super::older::OlderMap;
+use super::segmenter::Segmenter;
+use super::spool::{Room, Spool};
 use super::sqlite::{Database, PageObserver, Refusal};
-use crate::crypto::BlobType;
 use crate::error::{Error, Result};
-use crate::format::cbor;
 use crate::format::facts::Facts;
-use crate::format::pagemap::{LEAF_PAGES, PageRef, Root, StoredLeaf};
-use crate::format::segment::{SlotSet, pages_per_segment, segment_id};
+use crate::format::pagemap::LEAF_PAGES;
 use crate::id::{BlobId, PageHash};
-use crate::repo::{Leaf, Repository};
-use crate::report::Reporter;
+use crate::repo::Repository;
+use crate::report::{Reporter, Severity};
 
 /// Read and hashed at a time, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
-/// A leaf is patched this often at most before it is written in full again; leaves take turns, between this and half
-/// of it, so that no night rewrites them all.
-const PATCHES: u32 = 32;
+/// How long a transaction is held at most once changed pages have no room to wait in, and are stored while it lasts.
+const MAX_WITHOUT_ROOM: Duration = Duration::from_secs(600);
 
 /// Pages that the repository may not have yet.
 pub struct NewSegment {
@@ -33,6 +31,12 @@ pub struct NewSegment {
     pub page_bytes: u32,
     /// The pages, one after the other.
     pub pages: Vec<u8>,
+    /// Their hashes.
+    pub hashes: Vec<PageHash>,
+    /// The segment and slot of each page's older version; empty if the pages are to be stored in full.
+    pub older: Vec<Option<(BlobId, u8)>>,
+    /// These older versions, one after the other.
+    pub base_pages: Vec<u8>,
 }
 
 /// Takes what a capture finds.
@@ -81,7 +85,8 @@ pub struct Captured {
     pub facts: Facts,
 }
 
-/// Captures a database. While a transaction is held, new segments go to `spool` and reach `sink` after its end.
+/// Captures a database; `older` is the root of its previous version's map. While a transaction is held, changed pages go
+/// to `spool`, and what they become reaches `sink` after its end.
 ///
 /// # Errors
 /// [`Stop::Refused`] if the database can't be captured, changed while it was read included.
@@ -90,214 +95,134 @@ pub fn capture(
     db: Database,
     older: Option<&BlobId>,
     sink: &mut dyn Sink,
-    spool: &mut Spool,
+    mut spool: Spool,
     reporter: &Reporter,
 ) -> Result<Captured, Stop> {
-    let held = db.is_held();
-    let captured = if held {
-        read(repo, &db, older, &mut Spooling { repo, spool }, reporter)
+    let (page_bytes, pages, is_held) = (db.header().page_bytes, db.pages(), db.is_held());
+    if pages == 0 {
+        return Err(Refusal::NotADatabase("it has no pages".into()).into());
+    }
+    let older_map = OlderMap::new(repo, page_bytes, older);
+    let mut segmenter = Segmenter::new(repo, page_bytes, pages, older);
+    let mut direct = Direct { segmenter: &mut segmenter, sink: &mut *sink, limit: None };
+    let read = if is_held {
+        let mut held = Held { spool: &mut spool, direct, reporter, is_full: false };
+        read(repo, &db, older_map, &mut held, reporter)
     } else {
-        read(repo, &db, older, sink, reporter)
+        read(repo, &db, older_map, &mut direct, reporter)
     };
     // The transaction ends before anything is compressed or stored, and also if reading failed.
     let sound = db.finish();
-    let captured = captured?;
+    let (file_hash, facts) = read?;
     if !sound? {
         return Err(Refusal::Busy("it changed while it was read".into()).into());
     }
-    if held {
-        spool.drain(sink)?;
-    }
-    Ok(captured)
+    spool.drain(|number, hash, page| {
+        reporter.check_interrupt()?;
+        segmenter.page(number, hash, page, sink)
+    })?;
+    let map = segmenter.finish(&file_hash, sink)?;
+    Ok(Captured { map, bytes: pages * u64::from(page_bytes), facts })
 }
 
-/// Puts aside what the repository does not have.
-struct Spooling<'a> {
-    repo: &'a Repository,
+/// Takes changed pages while a database is read.
+trait Changes {
+    fn page(&mut self, number: u64, hash: &PageHash, page: &[u8]) -> Result<()>;
+
+    /// When reading must have ended.
+    fn limit(&self) -> Option<Instant>;
+}
+
+/// Works on them at once.
+struct Direct<'a, 'r> {
+    segmenter: &'a mut Segmenter<'r>,
+    sink: &'a mut dyn Sink,
+    limit: Option<Instant>,
+}
+
+impl Changes for Direct<'_, '_> {
+    fn page(&mut self, number: u64, hash: &PageHash, page: &[u8]) -> Result<()> {
+        self.segmenter.page(number, hash, page, self.sink)
+    }
+
+    fn limit(&self) -> Option<Instant> {
+        self.limit
+    }
+}
+
+/// Puts them aside as long as there is room.
+struct Held<'a, 'r> {
     spool: &'a mut Spool,
+    direct: Direct<'a, 'r>,
+    reporter: &'a Reporter,
+    is_full: bool,
 }
 
-impl Sink for Spooling<'_> {
-    fn segment(&mut self, segment: NewSegment) -> Result<()> {
-        let known = self.repo.index().is_usable(&segment.id);
-        if known { Ok(()) } else { self.spool.push(segment) }
+impl Changes for Held<'_, '_> {
+    fn page(&mut self, number: u64, hash: &PageHash, page: &[u8]) -> Result<()> {
+        if !self.is_full {
+            if self.spool.push(number, hash, page)? == Room::Enough {
+                return Ok(());
+            }
+            self.is_full = true;
+            self.direct.limit = Some(Instant::now() + MAX_WITHOUT_ROOM);
+            self.reporter.warn(
+                Severity::Note,
+                self.spool.folder().display(),
+                format!(
+                    "there is no room for the changed pages of a database; they are stored while its transaction is \
+                     held, for {} minutes at most",
+                    MAX_WITHOUT_ROOM.as_secs() / 60
+                ),
+            );
+            self.spool.drain(|number, hash, page| self.direct.page(number, hash, page))?;
+        }
+        self.direct.page(number, hash, page)
     }
 
-    fn map(&mut self, id: BlobId, bytes: Vec<u8>) -> Result<()> {
-        self.spool.push_map(id, bytes);
-        Ok(())
+    fn limit(&self) -> Option<Instant> {
+        self.direct.limit
     }
 }
 
+/// Reads and hashes all pages, and hands on those that changed. Returns the hash of the whole file, and what it says of
+/// itself.
 fn read(
     repo: &Repository,
     db: &Database,
-    older: Option<&BlobId>,
-    sink: &mut dyn Sink,
+    mut older: OlderMap<'_>,
+    changes: &mut dyn Changes,
     reporter: &Reporter,
-) -> Result<Captured, Stop> {
-    let page_bytes = db.header().page_bytes;
-    if db.pages() == 0 {
-        return Err(Refusal::NotADatabase("it has no pages".into()).into());
-    }
-    let mut map = MapBuilder::new(repo, page_bytes, older);
+) -> Result<(blake3::Hash, Facts), Stop> {
+    let page_bytes = db.header().page_bytes as usize;
+    let batch_pages = (BATCH_BYTES / page_bytes).min(LEAF_PAGES) as u64;
     let mut whole = blake3::Hasher::new();
-    let mut observer = PageObserver::new(page_bytes, db.pages());
+    let mut observer = PageObserver::new(db.header().page_bytes, db.pages());
     let mut buffer = Vec::new();
-    let batch_pages = (BATCH_BYTES / page_bytes as usize).min(LEAF_PAGES) as u64;
     let mut first = 0;
     while first < db.pages() {
         reporter.check_interrupt()?;
+        if changes.limit().is_some_and(|limit| Instant::now() > limit) {
+            let why = "its pages have nowhere to wait, and storing them takes too long for its transaction to be held";
+            return Err(Refusal::Busy(why.into()).into());
+        }
         let leaf_end = (first / LEAF_PAGES as u64 + 1) * LEAF_PAGES as u64;
         let end = (first + batch_pages).min(leaf_end).min(db.pages());
-        if first.is_multiple_of(LEAF_PAGES as u64) {
-            map.begin_leaf((db.pages() - first).min(LEAF_PAGES as u64) as usize);
-        }
         db.read(first, (end - first) as usize, &mut buffer)?;
         let hash = |page: &[u8]| repo.keys().page_hash(page);
-        let hashes: Vec<PageHash> = buffer.par_chunks(page_bytes as usize).map(hash).collect();
+        let hashes: Vec<PageHash> = buffer.par_chunks(page_bytes).map(hash).collect();
         whole.update_rayon(&buffer);
         observer.see(first, &buffer);
-        map.add((first % LEAF_PAGES as u64) as usize, &buffer, &hashes, sink)?;
+        let leaf = older.leaf((first / LEAF_PAGES as u64) as usize);
+        for (number, (page, hash)) in (first..).zip(buffer.chunks_exact(page_bytes).zip(&hashes)) {
+            let in_leaf = (number % LEAF_PAGES as u64) as usize;
+            if leaf.as_ref().is_none_or(|leaf| !older.has(leaf, in_leaf, hash)) {
+                changes.page(number, hash, page)?;
+            }
+        }
         reporter.advance_read(buffer.len() as u64, 0);
         first = end;
     }
     let facts = observer.finish(|page| db.page(page))?;
-    let root = map.finish(db.pages(), whole.finalize(), sink)?;
-    Ok(Captured { map: root, bytes: db.pages() * u64::from(page_bytes), facts })
-}
-
-/// A leaf whose pages are not all placed yet.
-struct OpenLeaf {
-    older: Option<(BlobId, Leaf)>,
-    pages: Vec<Option<PageRef>>,
-    missing: usize,
-}
-
-struct MapBuilder<'r> {
-    repo: &'r Repository,
-    page_bytes: u32,
-    older_leaves: Vec<BlobId>,
-    /// Leaves from number `leaves.len()` on.
-    open: VecDeque<OpenLeaf>,
-    /// Finished leaves.
-    leaves: Vec<BlobId>,
-    pages: Vec<u8>,
-    hashes: Vec<PageHash>,
-    /// Leaf and page of each pending page.
-    targets: Vec<(usize, usize)>,
-    /// The slots that may be relied on.
-    usable: HashMap<BlobId, SlotSet>,
-}
-
-impl<'r> MapBuilder<'r> {
-    fn new(repo: &'r Repository, page_bytes: u32, older: Option<&BlobId>) -> Self {
-        // An older map that can't be read costs space, not correctness.
-        let older_leaves =
-            older.and_then(|id| repo.read_map(id).ok()).filter(|(root, _)| root.page_bytes == page_bytes);
-        Self {
-            repo,
-            page_bytes,
-            older_leaves: older_leaves.map(|(_, leaves)| leaves).unwrap_or_default(),
-            open: VecDeque::new(),
-            leaves: Vec::new(),
-            pages: Vec::new(),
-            hashes: Vec::new(),
-            targets: Vec::new(),
-            usable: HashMap::new(),
-        }
-    }
-
-    fn begin_leaf(&mut self, pages: usize) {
-        let number = self.leaves.len() + self.open.len();
-        let older = self.older_leaves.get(number).copied();
-        let is_usable = |id: &BlobId| {
-            let chain = self.repo.leaf_chain(id).unwrap_or_default();
-            !chain.is_empty() && chain.iter().all(|id| self.repo.index().is_usable(id))
-        };
-        let older = older.filter(is_usable).and_then(|id| Some((id, self.repo.read_leaf(&id).ok()?)));
-        self.open.push_back(OpenLeaf { older, pages: vec![None; pages], missing: pages });
-    }
-
-    /// Takes pages of the leaf begun last, from number `first` in it.
-    fn add(&mut self, first: usize, pages: &[u8], hashes: &[PageHash], sink: &mut dyn Sink) -> Result<()> {
-        let leaf = self.leaves.len() + self.open.len() - 1;
-        for (i, (page, hash)) in pages.chunks_exact(self.page_bytes as usize).zip(hashes).enumerate() {
-            if self.keep(first + i, hash) {
-                continue;
-            }
-            self.pages.extend_from_slice(page);
-            self.hashes.push(*hash);
-            self.targets.push((leaf, first + i));
-            if self.hashes.len() == pages_per_segment(self.page_bytes as usize) {
-                self.flush_segment(sink)?;
-            }
-        }
-        self.flush_leaves(sink)
-    }
-
-    /// Keeps an unchanged page where it is, if that slot of the segment may be relied on: a prune drops pages that no
-    /// snapshot needs.
-    fn keep(&mut self, page: usize, hash: &PageHash) -> bool {
-        let Some(leaf) = self.open.back_mut() else { return false };
-        let old = leaf.older.as_ref().and_then(|(_, old)| old.pages.get(page)).filter(|old| old.hash == *hash);
-        let Some(old) = old.copied() else { return false };
-        let repo = self.repo;
-        let usable = self.usable.entry(old.segment).or_insert_with(|| repo.index().usable_slots(&old.segment));
-        if !usable.has(old.slot) {
-            return false;
-        }
-        leaf.pages[page] = Some(old);
-        leaf.missing -= 1;
-        true
-    }
-
-    fn flush_segment(&mut self, sink: &mut dyn Sink) -> Result<()> {
-        if self.hashes.is_empty() {
-            return Ok(());
-        }
-        let segment = segment_id(self.repo.keys(), self.page_bytes, &self.hashes);
-        for (slot, ((leaf, page), hash)) in self.targets.drain(..).zip(self.hashes.drain(..)).enumerate() {
-            if let Some(open) = self.open.get_mut(leaf - self.leaves.len()) {
-                open.pages[page] = Some(PageRef { segment, slot: slot as u8, hash });
-                open.missing -= 1;
-            }
-        }
-        let pages = std::mem::take(&mut self.pages);
-        sink.segment(NewSegment { id: segment, page_bytes: self.page_bytes, pages })
-    }
-
-    fn flush_leaves(&mut self, sink: &mut dyn Sink) -> Result<()> {
-        while self.open.front().is_some_and(|leaf| leaf.missing == 0) {
-            let Some(leaf) = self.open.pop_front() else { break };
-            let id = self.store_leaf(leaf, sink)?;
-            self.leaves.push(id);
-        }
-        Ok(())
-    }
-
-    fn put(&self, bytes: Vec<u8>, sink: &mut dyn Sink) -> Result<BlobId> {
-        let id = self.repo.keys().blob_id(BlobType::Map, &bytes);
-        sink.map(id, bytes)?;
-        Ok(id)
-    }
-
-    fn store_leaf(&self, leaf: OpenLeaf, sink: &mut dyn Sink) -> Result<BlobId> {
-        let pages: Vec<PageRef> = leaf.pages.into_iter().flatten().collect();
-        let Some((older_id, older)) = leaf.older else {
-            return self.put(cbor::encode(&StoredLeaf::full(&pages)), sink);
-        };
-        let turn = PATCHES - (self.leaves.len() as u32 * 7) % (PATCHES / 2);
-        match older.successor(older_id, &pages, turn) {
-            Some(stored) => self.put(cbor::encode(&stored), sink),
-            None => Ok(older_id),
-        }
-    }
-
-    fn finish(mut self, pages: u64, file_hash: blake3::Hash, sink: &mut dyn Sink) -> Result<BlobId> {
-        self.flush_segment(sink)?;
-        self.flush_leaves(sink)?;
-        let leaves = std::mem::take(&mut self.leaves);
-        Root::build(self.page_bytes, pages, file_hash.as_bytes(), leaves, |node| self.put(node, sink))
-    }
+    Ok((whole.finalize(), facts))
 }

@@ -42,8 +42,7 @@ struct Feeding<'w, 'a> {
 impl Sink for Feeding<'_, '_> {
     fn segment(&mut self, segment: NewSegment) -> Result<()> {
         if self.walker.claims.claim(segment.id) {
-            let work = Work::Segment(segment.id, segment.page_bytes, segment.pages);
-            let ticket = self.walker.feeder.submit(work)?;
+            let ticket = self.walker.feeder.submit(Work::Segment(segment))?;
             self.walker.feeder.event(Event::Segment(ticket))?;
         }
         Ok(())
@@ -147,10 +146,10 @@ impl Walker<'_> {
                 file_bytes: db.main_bytes(),
                 facts: None,
             };
-            let mut spool = Spool::new(self.options.spool_dir.clone());
+            let spool = Spool::new(self.options.spool_dir.clone(), db.header().page_bytes);
             let (repo, reporter) = (self.repo, self.reporter);
             let mut sink = Feeding { walker: self };
-            let result = capture(repo, db, older.map(|o| &o.map), &mut sink, &mut spool, reporter);
+            let result = capture(repo, db, older.map(|o| &o.map), &mut sink, spool, reporter);
             match result {
                 Ok(captured) => {
                     record.map = captured.map;

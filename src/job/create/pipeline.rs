@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::format::pack::Frame;
 use crate::format::tree::Node;
 use crate::id::BlobId;
+use crate::source::capture::NewSegment;
 
 use super::small::SmallFile;
 
@@ -29,8 +30,8 @@ pub enum Work {
     Files(Vec<SmallFile>),
     /// Hash and compress a piece of a large file.
     Chunk(Vec<u8>),
-    /// Compress pages that were claimed: id, length of a page, pages.
-    Segment(BlobId, u32, Vec<u8>),
+    /// Encode pages of a database that were claimed.
+    Segment(NewSegment),
 }
 
 /// What came of it.

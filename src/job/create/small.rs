@@ -10,12 +10,13 @@ use nix::libc;
 use super::pipeline::{Outcome, Tasks, Work};
 use super::survey::Vanished;
 use crate::crypto::{BlobType, Keys};
-use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::pack::{Entry, Frame};
 use crate::format::tree::{Content, Node};
-use crate::format::{segment, zstd};
+use crate::format::zstd;
 use crate::id::BlobId;
-use crate::repo::{Claims, Gather, encode_frame};
+use crate::repo::{Claims, Gather, SegmentPages, encode_frame, encode_segment};
 use crate::report::{Reporter, Severity};
+use crate::source::capture::NewSegment;
 use crate::source::{sqlite, stat};
 
 /// Most files in a batch.
@@ -60,7 +61,7 @@ impl Worker<'_> {
             let outcome = match work {
                 Work::Files(files) => self.files(files),
                 Work::Chunk(bytes) => self.chunk(bytes),
-                Work::Segment(id, page_bytes, pages) => self.segment(id, page_bytes, &pages),
+                Work::Segment(new) => self.segment(&new),
             };
             if reply.send(outcome).is_err() {
                 return;
@@ -141,17 +142,17 @@ impl Worker<'_> {
         Outcome { id: Some(id), frames, ..Outcome::default() }
     }
 
-    fn segment(&self, id: BlobId, page_bytes: u32, pages: &[u8]) -> Outcome {
-        let plain_bytes = pages.len() as u32;
-        let slots = pages.len() / page_bytes.max(1) as usize;
-        let frame = Frame {
-            encoding: Encoding::Segment,
-            plain_bytes,
-            entries: vec![Entry { id, kind: BlobType::Segment, plain_bytes }],
-            bases: Vec::new(),
-            body: segment::encode(page_bytes, pages, slots, self.level),
+    fn segment(&self, new: &NewSegment) -> Outcome {
+        let pages = SegmentPages {
+            id: new.id,
+            page_bytes: new.page_bytes,
+            hashes: &new.hashes,
+            present: &(0..=u8::MAX).take(new.hashes.len()).collect(),
+            pages: &new.pages,
+            older: &new.older,
+            base_pages: &new.base_pages,
         };
-        Outcome { frames: vec![frame], ..Outcome::default() }
+        Outcome { frames: vec![encode_segment(&pages, self.level)], ..Outcome::default() }
     }
 }
 

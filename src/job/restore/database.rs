@@ -3,10 +3,11 @@
 //! Every page is compared with its hash in the page map, and at the end the whole file with the BLAKE3 in the map's
 //! root. Pages are written segment by segment, wherever they belong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -107,11 +108,20 @@ fn begin(part: &Part) -> Result<(Temporary, Local)> {
     })
 }
 
+/// Segments are read stretch by stretch of the file: those that lean on others follow the ones that most of these are
+/// among, which are kept that long ([`Repository::remember_base`]). In bytes of the file.
+///
+/// [`Repository::remember_base`]: crate::repo::Repository::remember_base
+const STRETCH_BYTES: u64 = 8 << 20;
+
 /// The pages of some leaves, by segment.
 struct Window {
     segments: Vec<(BlobId, Place)>,
     pages: Vec<Page>,
 }
+
+/// In which order segments are read: stretch of the file, whether it leans on others, place.
+type Turn = (u64, bool, Place);
 
 impl Window {
     fn read(context: &Context<'_>, root: &Root, first_leaf: usize, leaves: &[BlobId]) -> Result<Self> {
@@ -181,11 +191,32 @@ impl Window {
         Ok(())
     }
 
+    /// When each segment is to be read, and the segments that others lean on.
+    fn turns(&self, context: &Context<'_>, root: &Root) -> (Vec<Turn>, HashSet<BlobId>) {
+        let stretch_pages = (STRETCH_BYTES / u64::from(root.page_bytes)).max(1);
+        let mut first = vec![u64::MAX; self.segments.len()];
+        for page in &self.pages {
+            if let Some(first) = first.get_mut(page.segment as usize) {
+                *first = page.number.min(*first);
+            }
+        }
+        let index = context.repo.index();
+        let mut bases = HashSet::new();
+        let mut turn = |(first, (_, place)): (u64, &(BlobId, Place))| {
+            let leans_on = index.bases(*place);
+            bases.extend(leans_on.iter().map(|base| base.id));
+            (first / stretch_pages, !leans_on.is_empty(), *place)
+        };
+        let turns: Vec<Turn> = first.into_iter().zip(&self.segments).map(&mut turn).collect();
+        // Where nothing leans on anything, the order of the packs is the best.
+        let turns = if bases.is_empty() { turns.into_iter().map(|(.., p)| (0, false, p)).collect() } else { turns };
+        (turns, bases)
+    }
+
     /// Fetches the pages. In a file that holds something already, zeros are written too.
     fn write(mut self, context: &Context<'_>, root: &Root, made: &Temporary, writes_zeros: bool) -> Result<()> {
-        let segments = std::mem::take(&mut self.segments);
-        self.pages.sort_unstable_by_key(|p| (segments.get(p.segment as usize).map(|s| s.1), p.slot, p.number));
-        self.segments = segments;
+        let (turns, bases) = self.turns(context, root);
+        self.pages.sort_unstable_by_key(|p| (turns.get(p.segment as usize), p.slot, p.number));
         let mut wanted = Vec::new();
         let mut next = 0;
         for pages in self.pages.chunk_by(|a, b| a.segment == b.segment) {
@@ -206,6 +237,10 @@ impl Window {
                     // Another copy of it may be sound, or have pages that a prune left out of this one.
                     _ => context.repo.read_slots(&id, &wanted)?,
                 };
+                let decoded = Arc::new(decoded);
+                if bases.contains(&id) {
+                    context.repo.remember_base(id, &decoded);
+                }
                 write_pages(context, root, made, &id, &decoded, pages, writes_zeros)
             })
         })

@@ -384,6 +384,7 @@ fn a_database_comes_back_byte_for_byte_and_no_old_wal_blends_in() {
 
     // Without its base the delta is lost, and so is the whole database: what is there stays.
     sample.damage(&ids[0], 0);
+    sample.repo.forget_bases();
     let (done, problems) = restore(&sample, &second, &always);
     assert_eq!((done.unwrap().databases, problems.len()), (0, 1), "{problems:?}");
     assert_eq!(names(&target), ["data.db"]);
