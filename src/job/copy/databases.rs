@@ -1,6 +1,6 @@
 //! Databases: page maps and segments. A page keeps its place among the pages it was stored with.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -9,11 +9,12 @@ use super::Copying;
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
-use crate::format::pack::{Encoding, Entry, Frame};
+use crate::format::pack::Frame;
 use crate::format::pagemap::{PageRef, Root, StoredLeaf};
-use crate::format::segment;
+use crate::format::segment::{self, Base};
 use crate::id::BlobId;
-use crate::repo::Leaf;
+use crate::index::Place;
+use crate::repo::{Claims, Leaf, SegmentPages, encode_segment};
 
 /// Segments that are in memory at once, of up to 1 MiB each.
 const SEGMENTS_AT_ONCE: usize = 16;
@@ -97,51 +98,84 @@ impl Copying<'_> {
         }
     }
 
-    /// Copies the segments in which the pages of a leaf lie.
+    /// Copies the segments in which the pages of a leaf lie, and those that they lean on.
     fn segments(&mut self, leaf: &Leaf, page_bytes: u32) -> Result<()> {
-        let mut wanted = Vec::new();
-        for page in &leaf.pages {
-            if !self.databases.segments.contains_key(&page.segment) {
-                wanted.push((self.from.place(&page.segment)?, page.segment));
+        let mut wanted: BTreeMap<BlobId, Place> = BTreeMap::new();
+        let mut waiting: Vec<BlobId> = leaf.pages.iter().map(|page| page.segment).collect();
+        waiting.dedup();
+        while let Some(id) = waiting.pop() {
+            if !self.databases.segments.contains_key(&id) && !wanted.contains_key(&id) {
+                let place = self.from.place(&id)?;
+                wanted.insert(id, place);
+                waiting.extend(self.from.index().bases(place).iter().map(|base| base.id));
             }
         }
+        let mut wanted: Vec<_> = wanted.into_iter().map(|(id, place)| (self.leans(place), place, id)).collect();
         wanted.sort_unstable();
-        wanted.dedup();
         let claims = self.writer.claims();
-        let copy = |id: BlobId| {
-            let decoded = self.from.read_segment(&id)?;
-            let (mut plain, mut hashes) = (Vec::new(), Vec::new());
-            for page in (0..decoded.hashes.len()).filter_map(|slot| decoded.page(slot)) {
-                hashes.push(self.to.keys().page_hash(page));
-                plain.extend_from_slice(page);
-            }
-            if plain.len() != hashes.len() * page_bytes as usize {
-                return Err(Error::corrupt(format!("segment {id}"), "its pages have another length than they must"));
-            }
-            self.reporter.advance(plain.len() as u64, 0);
-            let segment = segment::segment_id(self.to.keys(), page_bytes, &hashes);
-            let mut refs = (0u8..=u8::MAX).zip(&hashes).map(|(slot, hash)| PageRef { segment, slot, hash: *hash });
-            // Slots whose pages were dropped are left out, the others move up.
-            let slots = (0..decoded.hashes.len()).map(|slot| decoded.page(slot).and_then(|_| refs.next())).collect();
-            let plain_bytes = plain.len() as u32;
-            let frame = claims.claim(segment).then(|| Frame {
-                encoding: Encoding::Segment,
-                plain_bytes,
-                entries: vec![Entry { id: segment, kind: BlobType::Segment, plain_bytes }],
-                bases: Vec::new(),
-                body: segment::encode(page_bytes, &plain, hashes.len(), self.level),
-            });
-            Ok((slots, frame))
-        };
-        for some in wanted.chunks(SEGMENTS_AT_ONCE) {
+        // Those that lean on others are copied once these were.
+        for some in wanted.chunk_by(|a, b| a.0 == b.0).flat_map(|alike| alike.chunks(SEGMENTS_AT_ONCE)) {
             self.reporter.check_interrupt()?;
-            let copied: Vec<(Vec<Option<PageRef>>, _)> =
-                some.par_iter().map(|(_, id)| copy(*id)).collect::<Result<_>>()?;
-            for ((_, id), (slots, frame)) in some.iter().zip(copied) {
+            let this = &*self;
+            let copy = |(leans, _, id): &(bool, Place, BlobId)| this.segment(id, *leans, page_bytes, &claims);
+            let copied: Vec<(Vec<Option<PageRef>>, _)> = some.par_iter().map(copy).collect::<Result<_>>()?;
+            for ((.., id), (slots, frame)) in some.iter().zip(copied) {
                 self.databases.segments.insert(*id, slots);
                 frame.map_or(Ok(()), |frame| self.writer.put_frame(frame))?;
             }
         }
         Ok(())
+    }
+
+    fn leans(&self, place: Place) -> bool {
+        !self.from.index().bases(place).is_empty()
+    }
+
+    /// Encodes a segment anew, and says where its slots went.
+    fn segment(
+        &self,
+        id: &BlobId,
+        leans: bool,
+        page_bytes: u32,
+        claims: &Claims,
+    ) -> Result<(Vec<Option<PageRef>>, Option<Frame>)> {
+        let decoded = self.from.read_segment(id)?;
+        let bases = if leans { self.from.bases_of_slots(id)? } else { Vec::new() };
+        let (mut plain, mut hashes, mut older, mut base_pages) = (vec![], vec![], vec![], vec![]);
+        for slot in 0..decoded.hashes.len() {
+            let Some(page) = decoded.page(slot) else { continue };
+            hashes.push(self.to.keys().page_hash(page));
+            plain.extend_from_slice(page);
+            let base = bases.get(slot).copied().flatten();
+            let base = base.and_then(|(base, slot)| self.base_page(base, slot, &mut base_pages));
+            older.push(base);
+        }
+        if plain.len() != hashes.len() * page_bytes as usize {
+            return Err(Error::corrupt(format!("segment {id}"), "its pages have another length than they must"));
+        }
+        self.reporter.advance(plain.len() as u64, 0);
+        let segment = segment::segment_id(self.to.keys(), page_bytes, &hashes);
+        let mut refs = (0u8..=u8::MAX).zip(&hashes).map(|(slot, hash)| PageRef { segment, slot, hash: *hash });
+        // Slots whose pages were dropped are left out, the others move up.
+        let slots = (0..decoded.hashes.len()).map(|slot| decoded.page(slot).and_then(|_| refs.next())).collect();
+        let present = (0..=u8::MAX).take(hashes.len()).collect();
+        let pages = SegmentPages {
+            id: segment,
+            page_bytes,
+            hashes: &hashes,
+            present: &present,
+            pages: &plain,
+            older: &older,
+            base_pages: &base_pages,
+        };
+        Ok((slots, claims.claim(segment).then(|| encode_segment(&pages, self.level))))
+    }
+
+    /// Where an older page went, whose bytes are added to the others; nowhere if it was not copied.
+    fn base_page(&self, base: BlobId, slot: u8, pages: &mut Vec<u8>) -> Option<(BlobId, u8)> {
+        let at = (*self.databases.segments.get(&base)?.get(usize::from(slot))?)?;
+        let decoded = self.from.read_base(&Base { id: base, slots: [slot].into_iter().collect() }).ok()?;
+        pages.extend_from_slice(decoded.page(slot.into())?);
+        Some((at.segment, at.slot))
     }
 }

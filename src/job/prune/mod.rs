@@ -8,6 +8,7 @@
 
 mod cost;
 mod execute;
+mod flatten;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
@@ -28,6 +29,7 @@ use std::sync::atomic::Ordering;
 
 pub use self::cost::{Cost, Requests};
 use self::execute::{Outcome, execute};
+use self::flatten::{Flatten, Workable};
 use self::plan::Deletion;
 pub use self::plan::Plan;
 use self::reclaim::Inputs;
@@ -38,7 +40,7 @@ use crate::error::{Error, Result};
 use crate::format::cbor::Time;
 use crate::id::SnapshotId;
 use crate::job::policy::{self, Policy, Verdict};
-use crate::repo::{Filter, Reach, Repository, SessionGuard};
+use crate::repo::{Filter, Needs, Reach, Repository, SessionGuard};
 use crate::report::Reporter;
 
 /// How often a run plans again when snapshots come and go.
@@ -111,7 +113,7 @@ pub fn run(
     if options.dry_run {
         let stock = Stock::take(repo, None, reporter)?;
         let now = clock::now();
-        let (plan, _) = make_plan(repo, &stock, options, (now, now), reporter)?;
+        let (plan, _) = make_plan(repo, &stock, options, (now, now), true, reporter)?;
         return Ok(summary(&stock, &plan, options));
     }
     let session = stock::begin(repo)?;
@@ -167,7 +169,7 @@ fn run_once(
     for attempt in 0..ATTEMPTS {
         let stock = Stock::take(repo, Some(session), reporter)?;
         let now = (clock::now(), session.store_time());
-        let (mut plan, reach) = make_plan(repo, &stock, options, now, reporter)?;
+        let (mut plan, reach) = make_plan(repo, &stock, options, now, repack, reporter)?;
         if attempt == 0 {
             announce(&summary(&stock, &plan, options));
         }
@@ -189,6 +191,7 @@ fn make_plan(
     stock: &Stock,
     options: &Options,
     now: (Time, Time),
+    repack: bool,
     reporter: &Reporter,
 ) -> Result<(Plan, Reach)> {
     let verdicts = judge(stock, options, now.0, reporter)?;
@@ -196,13 +199,15 @@ fn make_plan(
     let trees = |keep: bool| {
         verdicts.iter().filter(|v| v.keep.is_empty() != keep).map(|v| v.named.snapshot.tree).collect::<Vec<_>>()
     };
-    let mut reach = Reach::default();
+    let mut reach = Reach::without_bases();
     reach.add(repo, trees(true), reporter)?;
-    let mut kept = None;
+    let (flatten, flat_needs) = if repack { plan_flatten(repo, stock, &reach, options)? } else { Default::default() };
+    reach.close(&repo.index())?;
+    let mut kept = flat_needs;
     let mut deletion = Deletion::default();
     if !ripe.is_empty() {
         // What this run forgets can be taken back until a later one deletes it.
-        kept = Some(reach.needs().clone());
+        kept = kept.or_else(|| Some(reach.needs().clone()));
         reach.add(repo, trees(false), reporter)?;
         deletion = plan::deletion(&repo.index(), &ripe, &stock.unsound, reach.needs())?;
     }
@@ -214,9 +219,36 @@ fn make_plan(
         reinstated: &deletion.reinstated,
         max_unused: options.max_unused,
         max_repack: options.max_repack,
+        flatten: &flatten,
     })?;
     let cost = Cost::of(stock, &repo.index(), (&verdicts, &deletion, &reclaim));
     Ok((Plan { verdicts, deletion, reclaim, waiting_for, cost }, reach))
+}
+
+/// Decides which segments will lean on no other any more, and what is needed then; nothing if it isn't worth the work.
+fn plan_flatten(
+    repo: &Repository,
+    stock: &Stock,
+    direct: &Reach,
+    options: &Options,
+) -> Result<(Flatten, Option<Needs>)> {
+    let index = repo.index();
+    let available = plan::marks(&index, |id| !stock.unsound.contains(id) && !index.is_condemned(id));
+    let rewritable = plan::marks(&index, |id| !stock.unsound.contains(id) && !stock.young.contains(id));
+    let packs = Workable { available: &available, rewritable: &rewritable };
+    let mut flatten = flatten::flatten(&index, direct.needs(), direct.leaning(), &packs);
+    let all: u64 = index.packs().iter().map(|pack| pack.file_bytes).sum();
+    let forced = flatten.packs(&index, &available);
+    let forced_bytes: u64 = index.packs().iter().filter(|p| forced.contains(&p.id)).map(|p| p.file_bytes).sum();
+    let is_worth = flatten.saved_bytes > options.max_unused.of(all);
+    if !is_worth || options.max_repack.is_some_and(|most| forced_bytes > most) {
+        flatten.copied.clear();
+    }
+    if flatten.copied.is_empty() && flatten.done.is_empty() {
+        return Ok(Default::default());
+    }
+    let needs = flatten.needs(&index, direct)?;
+    Ok((flatten, Some(needs)))
 }
 
 /// Judges all snapshots, oldest first. A mark that can't be read may pin any of them: none is forgotten then.

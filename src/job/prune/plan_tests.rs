@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
+use super::flatten::Flatten;
 use super::plan::{Deletion, deletion};
 use super::reclaim::{Inputs, Limit, Reclaim, reclaim};
-use super::slot_tests::Dice;
 use crate::clock;
 use crate::crypto::BlobType;
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::format::pack::{Encoding, Entry, FrameInfo, PackInfo};
 use crate::format::segment::SlotSet;
 use crate::id::{BlobId, PackId};
 use crate::index::{BlobIndex, Place};
+use crate::repo::testing::Dice;
 use crate::repo::{Condemnation, Needs};
 
 const PAGE: u32 = 512;
@@ -169,6 +170,7 @@ fn what_is_needed_stays_within_the_limits() {
             reinstated: &reinstated,
             max_unused,
             max_repack,
+            flatten: &Flatten::default(),
         };
         match reclaim(&inputs) {
             Ok(plan) => {

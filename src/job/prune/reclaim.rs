@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
+use super::flatten::Flatten;
 use super::plan::{at, lost, marks};
 use crate::error::Result;
 use crate::format::header::Kind;
@@ -25,6 +26,18 @@ pub enum Limit {
     Percent(f64),
     /// So many bytes.
     Bytes(u64),
+}
+
+impl Limit {
+    /// The limit in bytes where so many bytes are used.
+    pub fn of(self, used: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) if percent >= 100.0 => u64::MAX,
+            // Of what remains, unused space included. A cast of something negative gives zero.
+            Self::Percent(percent) => (used as f64 * percent / (100.0 - percent)) as u64,
+        }
+    }
 }
 
 impl Default for Limit {
@@ -121,6 +134,8 @@ pub struct Inputs<'a> {
     pub max_unused: Limit,
     /// How many bytes of packs may be repacked.
     pub max_repack: Option<u64>,
+    /// Segments that will lean on no other.
+    pub flatten: &'a Flatten,
 }
 
 /// How much of each pack is used; positions are those of [`BlobIndex::packs`].
@@ -136,6 +151,7 @@ struct Usage {
 struct Survey<'a> {
     index: &'a BlobIndex,
     needs: &'a Needs,
+    flatten: &'a Flatten,
     sound: Vec<bool>,
     young: Vec<bool>,
     condemned: Vec<bool>,
@@ -148,7 +164,9 @@ impl Survey<'_> {
     }
 
     fn available(&self, position: u32) -> impl Iterator<Item = Place> + Clone {
-        self.index.places_at(position).filter(|place| self.is_available(*place))
+        let is_flat = self.flatten.done.contains(&position);
+        let usable = move |p: &Place| self.is_available(*p) && (!is_flat || self.index.bases(*p).is_empty());
+        self.index.places_at(position).filter(usable)
     }
 
     /// The share that a blob, or what is needed of it, has of the stored bytes of its frame, rounded up.
@@ -223,7 +241,8 @@ impl Survey<'_> {
             let slots = self.needs.slots(position);
             let mut take = |place: Place| {
                 if at(chosen, place) {
-                    pieces.push(Piece { id, place, slots: slots.map(|slots| Box::new(*slots)) });
+                    let in_full = self.flatten.copied.contains(&position);
+                    pieces.push(Piece { id, place, slots: slots.map(|slots| Box::new(*slots)), in_full });
                 }
             };
             match usage.chosen.get(&position) {
@@ -231,7 +250,9 @@ impl Survey<'_> {
                 None => self.available(position).take(1).for_each(&mut take),
             }
         }
-        pieces.sort_unstable_by_key(|piece| (piece.place, piece.id));
+        // What leans on the same segments follows each other, so that these are decoded once.
+        let base = |place| self.index.bases(place).first().and_then(|base| self.index.find(&base.id));
+        pieces.sort_by_cached_key(|piece| (base(piece.place), piece.place, piece.id));
         pieces
     }
 }
@@ -255,6 +276,7 @@ pub fn reclaim(inputs: &Inputs<'_>) -> Result<Reclaim> {
     let survey = Survey {
         index,
         needs: inputs.needs,
+        flatten: inputs.flatten,
         sound: marks(index, |id| !inputs.unsound.contains(id)),
         young: marks(index, |id| inputs.young.contains(id)),
         condemned: marks(index, |id| index.is_condemned(id) && !inputs.reinstated.contains(id)),
@@ -288,7 +310,9 @@ pub fn reclaim(inputs: &Inputs<'_>) -> Result<Reclaim> {
             partial.push(Partial { number, id, kind, file_bytes, used, unused });
         }
     }
-    let chosen = choose_repacks(&mut plan, partial, used_bytes, inputs);
+    let available: Vec<bool> = survey.sound.iter().zip(&survey.condemned).map(|(s, c)| *s && !*c).collect();
+    let forced = inputs.flatten.packs(index, &available);
+    let chosen = choose_repacks(&mut plan, partial, used_bytes, &forced, inputs);
     plan.copies = if plan.repack.is_empty() { Vec::new() } else { survey.pieces(&usage, &chosen) };
     Ok(plan)
 }
@@ -298,21 +322,27 @@ fn share_of(shares: &mut [Share; 2], kind: Kind) -> &mut Share {
     if kind == Kind::DataPack { data } else { metadata }
 }
 
-/// Chooses what to repack: the packs with the most waste until the rest is small enough, and small ones where there
+/// Chooses what to repack: the packs that must be (`forced`), those with the most waste until the rest is small enough, and small ones where there
 /// are many, all within the budget. Says for each pack, by its number, whether it was chosen.
-fn choose_repacks(plan: &mut Reclaim, mut partial: Vec<Partial>, used: u64, inputs: &Inputs<'_>) -> Vec<bool> {
-    let allowed = match inputs.max_unused {
-        Limit::Bytes(bytes) => bytes,
-        Limit::Percent(percent) if percent >= 100.0 => u64::MAX,
-        // Of what remains, unused space included. A cast of something negative gives zero.
-        Limit::Percent(percent) => (used as f64 * percent / (100.0 - percent)) as u64,
-    };
+fn choose_repacks(
+    plan: &mut Reclaim,
+    mut partial: Vec<Partial>,
+    used: u64,
+    forced: &HashSet<PackId>,
+    inputs: &Inputs<'_>,
+) -> Vec<bool> {
+    let allowed = inputs.max_unused.of(used);
     let waste = |p: &Partial| p.unused as f64 / p.file_bytes.max(1) as f64;
     partial.sort_by(|a, b| waste(b).total_cmp(&waste(a)).then(a.id.cmp(&b.id)));
     let mut unused: u64 = partial.iter().map(|p| p.unused).sum();
     let mut left = inputs.max_repack.unwrap_or(u64::MAX);
     let mut chosen = vec![false; inputs.index.packs().len()];
-    for pack in &partial {
+    for pack in partial.iter().filter(|p| forced.contains(&p.id)) {
+        left = left.saturating_sub(pack.file_bytes);
+        unused -= pack.unused;
+        chosen[pack.number] = true;
+    }
+    for pack in partial.iter().filter(|p| !forced.contains(&p.id)) {
         if unused <= allowed || pack.unused == 0 {
             break;
         }

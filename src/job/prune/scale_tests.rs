@@ -1,6 +1,5 @@
 //! Prune over a long time, and of much.
 
-use super::slot_tests::Dice;
 use super::tests::{keep_last, prune, strict};
 use super::*;
 use crate::backend::{Local, layout};
@@ -11,7 +10,7 @@ use crate::format::keyslot::Unlock;
 use crate::format::pack::{Encoding, Entry, FrameInfo, PackInfo};
 use crate::id::{BlobId, PackId};
 use crate::repo::Needs;
-use crate::repo::testing::{Db, World, noise};
+use crate::repo::testing::{Db, Dice, World, noise};
 
 /// A year of nights, each with a small file of its own; with a prune every so many nights. Returns how many packs there
 /// are, and index files, at most and at the end.
@@ -145,7 +144,9 @@ fn the_plan_of_millions_of_blobs() {
     for max_repack in [Some(10 << 30), None] {
         let (unsound, young, reinstated) = (&none, &none, &none);
         let max_unused = Limit::default();
-        let inputs = Inputs { index: &index, needs: &needs, unsound, young, reinstated, max_unused, max_repack };
+        let flatten = &flatten::Flatten::default();
+        let inputs =
+            Inputs { index: &index, needs: &needs, unsound, young, reinstated, max_unused, max_repack, flatten };
         let plan = reclaim::reclaim(&inputs).unwrap();
         let (unused, repack, copies) = (plan.unused.len(), plan.repack.len(), plan.copies.len());
         println!("plan: {unused} packs unused, {repack} to repack with {copies} blobs");

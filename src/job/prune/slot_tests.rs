@@ -7,30 +7,7 @@ use crate::crypto::BlobType;
 use crate::id::BlobId;
 use crate::job::forget::{forget, undo_forget};
 use crate::repo::Writer;
-use crate::repo::testing::{Db, World, database_node, noise};
-
-/// Numbers that are the same for the same seed.
-pub(super) struct Dice(u64, Vec<u8>);
-
-impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed << 32, Vec::new())
-    }
-
-    /// A number below `n`.
-    pub(super) fn roll(&mut self, n: usize) -> usize {
-        if self.1.len() < 4 {
-            self.0 += 1;
-            self.1 = noise(self.0, 4096);
-        }
-        let bytes = self.1.split_off(self.1.len() - 4);
-        u32::from_le_bytes(bytes.try_into().unwrap()) as usize % n.max(1)
-    }
-
-    pub(super) fn chance(&mut self, percent: usize) -> bool {
-        self.roll(100) < percent
-    }
-}
+use crate::repo::testing::{Db, Dice, World, database_node, noise};
 
 fn all_pages(pages: usize) -> Vec<(usize, u64)> {
     (0..pages).map(|n| (n, n as u64)).collect()

@@ -33,6 +33,7 @@ mod faults;
 mod init_faults;
 mod meanwhile;
 mod model;
+mod nights;
 #[allow(dead_code, reason = "shared with the integration tests, which use the rest")]
 #[path = "../../../tests/it/picture.rs"]
 mod picture;
