@@ -330,7 +330,7 @@ mod tests {
 
         let mut kept = Segment { page_bytes: 512, pages: plain.chunks(512).map(|p| Some(p.to_vec())).collect() };
         kept.pages[2] = None;
-        let partial = encode_partial(&kept, &hashes, 3);
+        let partial = encode_partial(&kept, hashes, 3);
         let decoded = Encoded::parse(&partial).unwrap().decode(&keys, id, &[]).unwrap();
         assert_eq!((decoded.page(2), decoded.page(3)), (None, Some(&plain[1536..2048])));
         assert!(Encoded::parse(&partial).unwrap().decode(&keys, BlobId([0; 32]), &[]).is_err());
