@@ -230,6 +230,7 @@ fn control(keys: &Keys) -> Result {
         started: time,
         slot: Some(SlotId([8; 32])),
         pinned: true,
+        preset: Some("pocketbase".into()),
     };
     put("control", "snapshot-file", &[&[0], &seal(keys, Kind::Snapshot, &snapshot)?])?;
     put("control", "snapshot", &[&[1], &cbor::encode(&snapshot)])?;

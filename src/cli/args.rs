@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use snapshot::format::cbor::Time;
+use snapshot::job::create::PresetChoice;
 use snapshot::source::owners::Mapping;
 
 use super::{help, parse};
@@ -182,6 +183,13 @@ pub struct Create {
     /// Stay on the file systems of the paths given
     #[arg(long)]
     pub one_file_system: bool,
+    /// Take the paths for those of this application, and leave out what need not be kept of it; `none`: recognise none
+    /// [default: what is recognised]
+    #[arg(long, value_name = "NAME", value_parser = parse::preset, conflicts_with_all = ["stdin", "stdin_from_command"])]
+    pub preset: Option<PresetChoice>,
+    /// When the snapshot is there, see whether the files are in it that rows of known applications refer to
+    #[arg(long, conflicts_with_all = ["stdin", "stdin_from_command", "dry_run"])]
+    pub check_references: bool,
     /// Read everything, store nothing, and say what would be stored
     #[arg(long)]
     pub dry_run: bool,

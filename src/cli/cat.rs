@@ -157,6 +157,7 @@ fn snapshot_json(snapshot: &Snapshot) -> Value {
         "paths": snapshot.paths.iter().map(|p| path(p)).collect::<Value>(),
         "tags": snapshot.tags,
         "pinned": snapshot.pinned,
+        "preset": snapshot.preset,
         "slot": snapshot.slot.map(|id| id.to_string()),
         "tree": snapshot.tree.to_string(),
         "counts": counts_json(&snapshot.counts),

@@ -11,6 +11,7 @@ use super::context::Context;
 use super::drill::{self, Outcome};
 use super::output::{Out, count, document, size, steps_line};
 use super::progress::problem_json;
+use super::references;
 use super::seen::Seen;
 
 /// Looks for damage.
@@ -27,16 +28,23 @@ pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
         Some(names) => drill::run(context, &session.repo, names, &scratch)?,
         None => Vec::new(),
     };
+    let references = match &args.references {
+        Some(names) => references::run(context, &session.repo, names, &scratch, Severity::Damage)?,
+        None => Vec::new(),
+    };
     // What was met on the way, while the index was loaded, counts as well.
     let problems = context.reporter.problems();
     if context.global.json {
-        return out.json(&to_json(&summary, &problems, &drills, context.display.seconds()));
+        let mut document = to_json(&summary, &problems, &drills, context.display.seconds());
+        document["references"] = references.iter().map(references::to_json).collect();
+        return out.json(&document);
     }
     let damaged = damages(&problems);
     if context.global.quiet && damaged == 0 {
         return Ok(());
     }
     drills.iter().try_for_each(|outcome| out.line(drill::to_text(outcome)))?;
+    references.iter().try_for_each(|checked| out.line(references::to_text(checked)))?;
     out.line(to_text(&summary, damaged, context.display.seconds()))?;
     steps_line(out, "what to do", &check::what_to_do(&problems))
 }

@@ -9,16 +9,20 @@ use serde_json::{Value, json};
 
 use snapshot::error::{Error, Result};
 use snapshot::format::snapshot::{Counts, Snapshot};
+use snapshot::job::check::references::Checked;
 use snapshot::job::create::{self, Options, Stdin, Summary};
+use snapshot::report::Severity;
 
 use super::args::Create;
 use super::context::Context;
 use super::make::open_or_make;
 use super::output::{Out, count, document, rfc3339, size};
+use super::references;
 use super::seen::Seen;
 
 /// Takes a snapshot.
 pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
+    let checks_references = args.check_references;
     let options = options(context, args)?;
     // A dry run makes nothing, no repository either.
     let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
@@ -27,13 +31,21 @@ pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
     if let Summary { id: Some(id), snapshot } = &summary {
         seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
     }
+    let mut checked = Vec::new();
+    if let (true, Some(id)) = (checks_references, summary.id) {
+        // What was just stored is in an index file, and not in memory.
+        session.repo.load_index(&context.reporter)?;
+        let scratch = context.scratch_dir()?;
+        checked = references::run(context, &session.repo, &[id.to_string()], &scratch, Severity::Source)?;
+    }
     if context.global.json {
-        return out.json(&to_json(&summary));
+        return out.json(&to_json(&summary, &checked));
     }
     if context.global.quiet {
         return Ok(());
     }
-    out.line(to_text(&summary))
+    out.line(to_text(&summary))?;
+    checked.iter().try_for_each(|checked| out.line(references::to_text(checked)))
 }
 
 fn options(context: &Context, args: Create) -> Result<Options> {
@@ -50,6 +62,7 @@ fn options(context: &Context, args: Create) -> Result<Options> {
         exclude_files: args.exclude_files,
         exclude_caches: args.exclude_caches,
         one_file_system: args.one_file_system,
+        preset: args.preset.unwrap_or_default(),
         dry_run: args.dry_run,
         level: args.compression,
         spool_dir: context.scratch_dir()?,
@@ -95,7 +108,7 @@ fn seconds(counts: &Counts) -> f64 {
     counts.millis as f64 / 1000.0
 }
 
-fn to_json(Summary { id, snapshot }: &Summary) -> Value {
+fn to_json(Summary { id, snapshot }: &Summary, checked: &[Checked]) -> Value {
     let mut object = document(counts_json(&snapshot.counts));
     object.extend(document(json!({
         "snapshot_id": id.map(|id| id.to_string()),
@@ -103,6 +116,8 @@ fn to_json(Summary { id, snapshot }: &Summary) -> Value {
         "host": snapshot.host,
         "source": snapshot.source,
         "time": rfc3339(snapshot.time),
+        "preset": snapshot.preset,
+        "references": checked.iter().map(references::to_json).collect::<Vec<_>>(),
         "dry_run": id.is_none(),
     })));
     object.into()

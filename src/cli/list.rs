@@ -14,6 +14,9 @@ use super::nodes::proof_json;
 use super::output::{Out, Table, clean_path, local_time, rfc3339, size};
 use super::seen::Seen;
 
+/// Where the presets stand with `-v`: before the paths.
+const PRESET_COLUMN: usize = 6;
+
 /// Shows the snapshots.
 pub fn run(context: &Context, args: List, out: &mut Out) -> Result<()> {
     let session = context.open()?;
@@ -29,9 +32,19 @@ pub fn run(context: &Context, args: List, out: &mut Out) -> Result<()> {
         context.display.remark("no snapshots");
         return Ok(());
     }
-    let headings = ["ID", "GEN", "TIME", "HOST", "SOURCE", "TAGS", "PATHS", "SIZE", "ADDED", ""];
-    let mut table = Table::new(&headings, &[1, 7, 8]);
-    snapshots.iter().for_each(|named| table.row(to_row(named)));
+    let mut headings = vec!["ID", "GEN", "TIME", "HOST", "SOURCE", "TAGS", "PATHS", "SIZE", "ADDED", ""];
+    let is_verbose = context.global.verbose > 0;
+    if is_verbose {
+        headings.insert(PRESET_COLUMN, "PRESET");
+    }
+    let mut table = Table::new(&headings, if is_verbose { &[1, 8, 9] } else { &[1, 7, 8] });
+    for named in &snapshots {
+        let mut row = to_row(named);
+        if is_verbose {
+            row.insert(PRESET_COLUMN, named.snapshot.preset.clone().unwrap_or_default());
+        }
+        table.row(row);
+    }
     table.lines().into_iter().try_for_each(|line| out.line(line))
 }
 
@@ -50,6 +63,7 @@ fn to_json(named: &Named) -> Value {
     object.insert("tags".into(), json!(named.tags()));
     object.insert("pinned".into(), json!(named.is_pinned()));
     object.insert("proven".into(), json!(named.proof().map(proof_json)));
+    object.insert("preset".into(), json!(snapshot.preset));
     object.insert("previous".into(), json!(snapshot.previous.map(|id| id.to_string())));
     object.insert("program".into(), json!(snapshot.program));
     object.insert("paths".into(), snapshot.paths.iter().map(|path| text(path)).collect());

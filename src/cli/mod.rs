@@ -26,6 +26,7 @@ mod output;
 mod parse;
 mod progress;
 mod prune;
+mod references;
 mod repair;
 mod restore;
 mod secrets;

@@ -4,8 +4,10 @@ use jiff::Timestamp;
 
 use snapshot::format::cbor::Time;
 use snapshot::job::check::ReadData;
+use snapshot::job::create::PresetChoice;
 use snapshot::job::prune::Limit;
 use snapshot::source::owners::Mapping;
+use snapshot::source::preset;
 
 /// Bytes: `500M`, `1.5G`, `64KiB`; K, M, G, T are powers of 1024, as everywhere in this program.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -29,6 +31,17 @@ pub fn size(text: &str) -> Result<u64, String> {
     let scale = 10u64.pow(fraction.len() as u32);
     let unit = 1u64 << shift;
     whole.checked_mul(unit).and_then(|n| n.checked_add((part * unit) / scale)).ok_or_else(refuse)
+}
+
+/// A preset of a known application, or none.
+pub fn preset(text: &str) -> Result<PresetChoice, String> {
+    if text == "none" {
+        return Ok(PresetChoice::None);
+    }
+    preset::named(text).map(PresetChoice::Named).ok_or_else(|| {
+        let names: Vec<_> = preset::PRESETS.iter().map(|preset| preset.name).collect();
+        format!("\"{text}\" is no preset: there are {}, and none", names.join(", "))
+    })
 }
 
 /// Two names of users or groups: `old=new`.

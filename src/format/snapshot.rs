@@ -127,6 +127,9 @@ pub struct Snapshot {
     /// Whether it was pinned when it was made: no rule drops it. Marks may change that.
     #[n(14)]
     pub pinned: bool,
+    /// The presets of known applications that it was taken with: names, separated by commas.
+    #[n(15)]
+    pub preset: Option<String>,
 }
 
 impl Snapshot {

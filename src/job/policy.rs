@@ -223,6 +223,7 @@ mod tests {
             groups: vec![],
             slot: None,
             pinned: false,
+            preset: None,
         };
         Named::new(SnapshotId(id), snapshot)
     }

@@ -202,6 +202,7 @@ pub fn snapshot_of(paths: Vec<ByteVec>, source: &str) -> Snapshot {
         groups: vec![],
         slot: None,
         pinned: false,
+        preset: None,
     }
 }
 

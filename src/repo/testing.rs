@@ -118,6 +118,7 @@ impl World {
             groups: vec![],
             slot: None,
             pinned: false,
+            preset: None,
         };
         self.repo.put_snapshot(&snapshot).unwrap()
     }

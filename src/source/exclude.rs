@@ -17,12 +17,16 @@ pub const CACHE_TAG_NAME: &str = "CACHEDIR.TAG";
 pub struct Excludes(Gitignore);
 
 impl Excludes {
-    /// Patterns given one by one, and files with one pattern a line.
+    /// Patterns of presets, files with one pattern a line, and patterns given one by one: what comes later has the last
+    /// word, so that `!` takes back what a preset leaves out.
     ///
     /// # Errors
     /// [`Error::Usage`] for a pattern that can't be read, [`Error::File`] for a file.
-    pub fn new(root: &Path, patterns: &[String], files: &[PathBuf]) -> Result<Self> {
+    pub fn new(root: &Path, presets: &[String], patterns: &[String], files: &[PathBuf]) -> Result<Self> {
         let mut builder = GitignoreBuilder::new(root);
+        for pattern in presets {
+            builder.add_line(None, pattern).map_err(|e| usage(pattern, &e))?;
+        }
         for file in files {
             let text = std::fs::read_to_string(file).map_err(|e| Error::file("read", file, e))?;
             for line in text.lines() {

@@ -114,6 +114,7 @@ mod tests {
             started: Time::default(),
             slot: None,
             pinned: false,
+            preset: None,
         }
     }
 

@@ -18,6 +18,7 @@ mod looking;
 mod marks;
 mod one_unit;
 mod picture;
+mod presets;
 mod proving;
 mod prune;
 mod repair;

@@ -48,6 +48,8 @@ pub enum Role {
     Spill,
     /// Writes a file into this directory, then a row that names it, and removes an older row, then its file, without end.
     Attach(PathBuf),
+    /// The same, each file in a directory of its own that has the number of the row.
+    AttachRecords(PathBuf),
 }
 
 /// A process that plays a role.
@@ -71,11 +73,12 @@ impl Role {
             Role::LockForItself => "lock-for-itself",
             Role::Spill => "spill",
             Role::Attach(_) => "attach",
+            Role::AttachRecords(_) => "attach-records",
         };
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "roles::play", "--ignored", "--nocapture"]).env(ROLE, name).env(DATABASE, database);
         command.envs(variables.iter().copied());
-        if let Role::Attach(files) = &self {
+        if let Role::Attach(files) | Role::AttachRecords(files) = &self {
             command.env(FILES, files);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -157,7 +160,8 @@ fn play() {
         "commit-to-log" => commit_to_log(path),
         "lock-for-itself" => lock_for_itself(path),
         "spill" => spill(path),
-        "attach" => attach(path, Path::new(&std::env::var_os(FILES).unwrap())),
+        "attach" => attach(path, &files(), |_| String::new()),
+        "attach-records" => attach(path, &files(), |id| id.to_string()),
         other => panic!("no role {other}"),
     }
 }
@@ -193,7 +197,11 @@ pub fn attachment(id: i64) -> Vec<u8> {
     format!("attachment {id} ").repeat(50 + (id % 7) as usize * 100).into_bytes()
 }
 
-fn attach(path: &Path, files: &Path) {
+fn files() -> PathBuf {
+    std::env::var_os(FILES).unwrap().into()
+}
+
+fn attach(path: &Path, files: &Path, folder: impl Fn(i64) -> String) {
     let db = Connection::open(path).unwrap();
     db.busy_timeout(Duration::from_secs(60)).unwrap();
     db.pragma_update(None, "synchronous", "OFF").unwrap();
@@ -204,12 +212,16 @@ fn attach(path: &Path, files: &Path) {
         if ended.load(Ordering::Relaxed) {
             return;
         }
-        std::fs::write(files.join(name(id)), attachment(id)).unwrap();
+        std::fs::create_dir_all(files.join(folder(id))).unwrap();
+        std::fs::write(files.join(folder(id)).join(name(id)), attachment(id)).unwrap();
         db.execute("INSERT INTO shelf VALUES (?1, ?2)", (id, name(id))).unwrap();
         let old = id - 100;
         if old > 0 && old % 2 == 0 {
             db.execute("DELETE FROM shelf WHERE id = ?1", [old]).unwrap();
-            std::fs::remove_file(files.join(name(old))).unwrap();
+            std::fs::remove_file(files.join(folder(old)).join(name(old))).unwrap();
+            if !folder(old).is_empty() {
+                std::fs::remove_dir(files.join(folder(old))).unwrap();
+            }
         }
         std::thread::sleep(Duration::from_micros(500));
     }

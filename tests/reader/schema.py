@@ -28,8 +28,8 @@ COUNTS = Shape({n: u64 for n in range(11)})
 OWNER = row(u32, text)
 SNAPSHOT_SHAPE = Shape(
     {0: time, 1: text, 2: text, 3: u64, 4: ident, 5: array(raw()), 6: array(text), 7: ident, 8: COUNTS, 9: text,
-     10: array(OWNER), 11: array(OWNER), 12: time, 13: ident, 14: boolean},
-    [4, 13],
+     10: array(OWNER), 11: array(OWNER), 12: time, 13: ident, 14: boolean, 15: text},
+    [4, 13, 15],
 )
 PROOF = Shape({0: time, 1: text, 2: within(0, 0)})
 MARK_SHAPE = Shape({0: time, 1: ident, 2: array(text), 3: array(text), 4: boolean, 5: ident, 6: PROOF}, [4, 5, 6])

@@ -112,6 +112,10 @@ pub struct Check {
     /// Directory to rebuild databases and to restore in [default: in your cache directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
+    /// See whether the files are there that the rows of known applications refer to, in these snapshots [default: the
+    /// newest of each source]
+    #[arg(long, value_name = "SNAP", num_args = 0..)]
+    pub references: Option<Vec<String>>,
 }
 
 /// `repair`

@@ -10,6 +10,7 @@ mod databases;
 mod loss;
 mod packs;
 mod pages;
+pub mod references;
 mod structure;
 
 use std::path::PathBuf;

@@ -7,6 +7,7 @@ mod collect;
 mod database;
 mod large;
 mod pipeline;
+mod presets;
 mod small;
 mod sources;
 mod survey;
@@ -34,6 +35,9 @@ use collect::{Collected, collect};
 use small::Worker;
 use survey::Vanished;
 use walk::{Owners, Walker};
+
+use presets::Chosen;
+pub use presets::PresetChoice;
 
 /// What is said of a file that was written to while it was read.
 const CHANGED: &str = "it changed while it was read; what was stored may not be one state of it";
@@ -77,6 +81,8 @@ pub struct Options {
     pub exclude_caches: bool,
     /// Stay on the file system of each path.
     pub one_file_system: bool,
+    /// Which applications are looked for, and what is left out of theirs.
+    pub preset: PresetChoice,
     /// Store nothing.
     pub dry_run: bool,
     /// zstd level.
@@ -127,7 +133,9 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         let root = Node { tree: Some(p.snapshot.tree), ..Node::bare(b"root", NodeKind::Directory) };
         (root, p.snapshot.started)
     });
-    let (collected, owners) = flow(repo, options, reporter, &mut writer, &top, older)?;
+    let chosen = Chosen::new(&top, options.preset, reporter);
+    let preset = chosen.recorded();
+    let (collected, owners) = flow(repo, options, reporter, &mut writer, Plan { top: &top, chosen, older })?;
     let written = writer.finish()?;
 
     // Another run may have stored a generation of this source meanwhile: this one comes after it.
@@ -155,6 +163,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         groups: names(&owners.groups, |id| nix::unistd::Group::from_gid(id.into()).ok().flatten().map(|g| g.name)),
         slot: Some(repo.slot()),
         pinned: options.pin,
+        preset,
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let Some(session) = session else { return Ok(Summary { id: None, snapshot }) };
@@ -170,18 +179,25 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     Ok(Summary { id: Some(id), snapshot })
 }
 
+/// What is walked.
+struct Plan<'p> {
+    top: &'p sources::Top,
+    chosen: Chosen,
+    /// The root of the generation before, and when that was begun.
+    older: Option<(Node, Time)>,
+}
+
 /// Runs all stages to their end.
 fn flow(
     repo: &Arc<Repository>,
     options: &Options,
     reporter: &Reporter,
     writer: &mut Writer,
-    top: &sources::Top,
-    older: Option<(Node, Time)>,
+    Plan { top, chosen, older }: Plan<'_>,
 ) -> Result<(Collected, Owners)> {
     let (feeder, tasks, ends) = pipeline::open();
     let vanished = Arc::new(Vanished::default());
-    let walker = Walker::new(repo, options, reporter, feeder, writer.claims(), vanished.clone())?;
+    let walker = Walker::new(repo, options, reporter, feeder, writer.claims(), vanished.clone())?.leaving_out(chosen);
     let worker =
         Worker { keys: repo.keys(), claims: writer.claims(), level: options.level, reporter, vanished: &vanished };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);

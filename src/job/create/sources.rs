@@ -46,6 +46,14 @@ pub fn arrange(paths: &[PathBuf], reporter: &Reporter) -> Result<Top> {
 }
 
 impl Top {
+    /// All sources below, in order.
+    pub fn sources(&self) -> Vec<&Path> {
+        match &self.source {
+            Some(source) => vec![source],
+            None => self.below.values().flat_map(Top::sources).collect(),
+        }
+    }
+
     fn insert(&mut self, path: &Path) -> Result<()> {
         let (names, absolute) = names(path)?;
         let mut at = self;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::database::sidecar_owner;
 use super::pipeline::{Event, Feeder};
+use super::presets::Chosen;
 use super::small::SmallFile;
 use super::sources::Top;
 use super::survey::{Survey, Surveyed, Vanished};
@@ -50,6 +51,7 @@ pub struct Walker<'a> {
     /// The groups of which one name was handed on: the others come after it and refer to it.
     begun: HashSet<u64>,
     pub(super) excludes: Excludes,
+    chosen: Chosen,
     device: Option<u64>,
     pub(super) survey: Survey,
     pub(super) vanished: Arc<Vanished>,
@@ -86,11 +88,17 @@ impl<'a> Walker<'a> {
             owners: Owners::default(),
             links: HashMap::new(),
             begun: HashSet::new(),
-            excludes: Excludes::new(Path::new("/"), &options.excludes, &options.exclude_files)?,
+            excludes: Excludes::new(Path::new("/"), &[], &options.excludes, &options.exclude_files)?,
+            chosen: Chosen::default(),
             device: None,
             survey: Survey::default(),
             vanished,
         })
+    }
+
+    /// The same, leaving out what the applications' presets leave out.
+    pub fn leaving_out(self, chosen: Chosen) -> Self {
+        Self { chosen, ..self }
     }
 
     /// Walks everything; `older` is the root of the previous generation, with the time it was begun.
@@ -166,7 +174,8 @@ impl<'a> Walker<'a> {
 
     pub(super) fn enter_source(&mut self, path: &Path) -> Result<()> {
         self.device = fs::metadata(path).ok().map(|m| m.dev());
-        self.excludes = Excludes::new(path, &self.options.excludes, &self.options.exclude_files)?;
+        self.excludes =
+            Excludes::new(path, self.chosen.patterns(path), &self.options.excludes, &self.options.exclude_files)?;
         Ok(())
     }
 

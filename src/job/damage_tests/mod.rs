@@ -272,6 +272,7 @@ fn snapshot(host: &str, generation: u64, previous: Option<SnapshotId>, tree: Blo
         groups: vec![],
         slot: None,
         pinned: false,
+        preset: None,
     }
 }
 

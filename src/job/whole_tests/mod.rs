@@ -67,6 +67,7 @@ fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId
         exclude_files: vec![],
         exclude_caches: false,
         one_file_system: false,
+        preset: create::PresetChoice::Recognised,
         dry_run: false,
         level: 1,
         spool_dir: std::env::temp_dir(),

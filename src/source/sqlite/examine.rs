@@ -95,7 +95,11 @@ fn look(db: &Connection, out: &mut Examined) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+/// Opens a database that may be hostile: nothing is written, and nothing in its schema is trusted.
+///
+/// # Errors
+/// What SQLite says.
+pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let escape = |b: &u8| {
         let plain = b.is_ascii_alphanumeric() || PLAIN.contains(b);
         if plain { char::from(*b).to_string() } else { format!("%{b:02x}") }
