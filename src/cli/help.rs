@@ -42,11 +42,19 @@ Examples:
   snapshot -r /mnt/backup/app --password-file /etc/app.password init --kdf-memory 256";
 
 pub const CREATE: &str = "\
-SQLite databases are found by their content and stored as of one moment, while programs go on writing. A file that \
-can't be read is named on standard error, and the rest is saved; the status is 3 then.
+SQLite databases are found by their content and stored as of one moment, while programs go on writing. All of them are \
+captured before any file is read, so that what their rows refer to is in the snapshot; a file that vanishes in between \
+is named. A file that can't be read is named on standard error, and the rest is saved; the status is 3 then.
+
+The directories of PocketBase, Vaultwarden, Gitea and Directus are recognised, as the path given or right below it: \
+then what the application makes anew by itself, such as thumbnails, is left out, and said. `--preset NAME` also leaves \
+out its own backups (pocketbase) and sessions (gitea); `--exclude '!PATTERN'` takes something back in; `--preset none` \
+recognises nothing. The snapshot says which preset was used. With --check-references the files that its rows refer to \
+are looked for in the snapshot, which takes rebuilding its database; if one is missing, the status is 3.
 
 Examples:
   snapshot create ~/app
+  snapshot create --preset pocketbase --exclude 'auxiliary.db*' pb_data
   snapshot create --tag nightly --exclude '*.log' --exclude /app/tmp/ ~/app
   snapshot create --source app --host web1 /srv/app
   pg_dump app | snapshot create --stdin --stdin-name app.sql
@@ -55,20 +63,21 @@ Examples:
 The last is the safer way with a program's output: if it fails, no snapshot is made.
 
 With --json: snapshot_id (null for --dry-run), generation, host, source, time, files, directories, databases, bytes, \
-bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, dry_run.";
+bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, preset (null if none), references (an array, as of \
+`check`), dry_run.";
 
 pub const LIST: &str = "\
 Times are in this machine's time zone. A mark at the end says what to know of a snapshot: `!` some databases are stored \
 as plain files, unverified; `~` some of the source could not be read; `pinned` no rule of `prune` drops it; `proven` and a day: it was restored then, \
-for trial, and nothing was wrong (`snapshot check --restore-drill`).
+for trial, and nothing was wrong (`snapshot check --restore-drill`). With -v, presets of known applications are shown.
 
 Examples:
   snapshot list
   snapshot list --source /srv/app --latest 5
   snapshot list --tag nightly --json
 
-With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, proven (null, or time, \
-program, by), previous, program, \
+With --json: an array of objects with id, generation, time, host, source, paths, tags, pinned, preset (null if none), \
+proven (null, or time, program, by), previous, program, \
 files, directories, databases, bytes, bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified. If a path is not \
 UTF-8, paths_hex has the bytes of all paths.";
 
@@ -271,6 +280,10 @@ named, and the status is 4. Owners are left out, since nothing there needs to be
 --read-data decodes every pack once and remembers it; the next time a pack whose hash is still its name need not be \
 decoded again, since the same bytes decode to the same. With --no-cache all is decoded.
 
+--references rebuilds the databases of known applications (PocketBase, Vaultwarden, Gitea, Directus) and looks in the \
+snapshot for each file that a row refers to. One that is missing is a problem; files that no row refers to are only \
+counted.
+
 Examples:
   snapshot check
   snapshot check --read-data
@@ -278,10 +291,13 @@ Examples:
   snapshot check --databases
   snapshot check --restore-drill
   snapshot check --restore-drill latest~1 1a2b3c4d --scratch /mnt/large
+  snapshot check --references               in the newest snapshot of each source
+  snapshot check --references latest~7
 
 With --json: damaged, what_to_do (commands, in order), problems (an array), snapshots, trees, blobs, packs, bytes_read, bytes_decoded, \
 databases, databases_rebuilt, drills (an array of objects with snapshot_id, proven, files, databases, bytes, \
-verified_files, verified_databases, seconds), seconds.";
+verified_files, verified_databases, seconds), references (an array: snapshot_id, path, preset, references, dangling, \
+orphans, elsewhere), seconds.";
 
 pub const REPAIR: &str = "\
 `snapshot check` says which of these helps. None of them deletes what can still be read, and each may be cut off at any \

@@ -256,8 +256,8 @@ fn report(
             severity,
             what: what.into(),
             why: format!(
-                "of {} files that its rows refer to, {} are not in the snapshot: {shown}",
-                tally.references, tally.dangling
+                "missing from the snapshot: {} of the {} files that its rows refer to: {shown}",
+                tally.dangling, tally.references
             ),
             hint: Some("look for them with `snapshot find NAME`; an older generation may have them".into()),
         });
