@@ -15,9 +15,9 @@ use crate::id::{BlobId, SnapshotId};
 use crate::repo::{Named, Repository};
 use crate::report::{Problem, Reporter, Severity};
 use crate::source::preset::references::{Place, Read, Stop};
+use crate::source::preset::{PRESETS, Preset, of_snapshot};
 use crate::source::scratch::Scratch;
 use crate::source::sqlite::examine::open;
-use crate::source::preset::{PRESETS, Preset, of_snapshot};
 
 /// So many missing files are named; of further ones there is only the number.
 const MAX_NAMED: usize = 20;
