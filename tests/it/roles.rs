@@ -223,7 +223,7 @@ fn attach(path: &Path, files: &Path, folder: impl Fn(i64) -> String) {
                 std::fs::remove_dir(files.join(folder(old))).unwrap();
             }
         }
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
