@@ -30,7 +30,7 @@ const SHARED_BY_JOBS: &str = "policy";
 /// Where each crate may be used.
 const CRATES: [(&str, &[&str]); 25] = [
     ("argon2", &["crypto.rs"]),
-    ("blake3", &["chunker.rs", "crypto.rs", "format/", "index.rs", "repo/", "source/capture.rs", "job/"]),
+    ("blake3", &["chunker.rs", "crypto.rs", "format/", "index.rs", "repo/", "source/", "job/"]),
     ("chacha20poly1305", &["crypto.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/args.rs", "cli/completions.rs"]),
@@ -43,7 +43,7 @@ const CRATES: [(&str, &[&str]); 25] = [
     ("minicbor", &["id.rs", "chunker.rs", "crypto.rs", "format/"]),
     ("nix", &["repo/session.rs", "source/", "job/create/", "job/restore/"]),
     ("opendal", &["backend/local.rs"]),
-    ("rayon", &["repo/", "source/capture.rs", "job/"]),
+    ("rayon", &["repo/", "source/", "job/"]),
     ("rpassword", &["cli/secrets.rs"]),
     ("rusqlite", &["source/sqlite/examine.rs", "source/preset/"]),
     ("rustix", &["source/", "job/create/", "job/restore/"]),
