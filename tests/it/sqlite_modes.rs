@@ -265,6 +265,20 @@ fn an_application_that_keeps_a_database_in_wal_mode_to_itself() {
 }
 
 #[test]
+fn writers_are_not_held_up_for_longer_than_allowed() {
+    let (world, path) = world_with("DELETE", 4096);
+    let writer = Role::Transfer.start(&path);
+    let refused = (0..10).map(|_| world.run(["create", "app", "--max-lock", "0"])).find(|ran| {
+        // It is whole all the same, where the writer gets no time to do anything.
+        assert!(ran.status == 0 || ran.status == 3, "{}", ran.stderr);
+        ran.status == 3
+    });
+    writer.end();
+    refused.unwrap().names(["data.db", "unverified", "hold up its writers for longer than --max-lock"]);
+    assert_eq!(world.list().pop().unwrap()["unverified"], 1);
+}
+
+#[test]
 fn a_database_that_is_replaced_while_it_is_read() {
     for is_used in [false, true] {
         let (world, path) = world_with("WAL", 4096);

@@ -112,8 +112,11 @@ impl Walker<'_> {
     /// Reports why a database is stored as a plain file.
     fn store_plain(&self, entry: &Entry, refusal: &Refusal) -> String {
         let (severity, why) = match refusal {
-            Refusal::NotADatabase(why) => (Severity::Note, why),
-            Refusal::Busy(why) => (Severity::Source, why),
+            Refusal::NotADatabase(why) => (Severity::Note, why.as_str()),
+            Refusal::Busy(why) => (Severity::Source, why.as_str()),
+            Refusal::Slow => {
+                (Severity::Source, "reading it would hold up its writers for longer than --max-lock allows")
+            }
         };
         self.reporter.problem(Problem {
             severity,
@@ -121,7 +124,7 @@ impl Walker<'_> {
             why: format!("stored as a plain file, unverified: {why}"),
             hint: (severity == Severity::Source).then(|| "run again when its application is idle".into()),
         });
-        why.clone()
+        why.to_owned()
     }
 
     fn capture(&mut self, entry: &Entry, older: Option<&Record>) -> Result<(Captured, Record), Stop> {

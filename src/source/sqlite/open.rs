@@ -13,6 +13,7 @@ use super::locks::{self, RESERVED, Use, sidecar};
 use super::looks::{SETTLE, Stat, Surroundings};
 use super::{HEADER_BYTES, Header, wal};
 use crate::format::tree::WalStamp;
+use crate::source::stat::is_local;
 
 /// How long a database in WAL mode may be locked for good before that is taken for `locking_mode=EXCLUSIVE`: whoever
 /// closes it locks it for a moment.
@@ -25,6 +26,8 @@ pub enum Refusal {
     NotADatabase(String),
     /// It is locked, or changed while it was read: stored as a plain file that may be torn.
     Busy(String),
+    /// Reading it takes longer than its writers may be held up, and would take as long again: stored likewise.
+    Slow,
 }
 
 /// Pages that are not to be taken from the main file.
@@ -79,8 +82,9 @@ enum Ground {
     /// The main file looks as before, so the log was neither copied into it nor begun anew, except where that changes
     /// nothing. For databases in WAL mode whose users can't be held off.
     Watched(Surroundings),
-    /// Whoever would change what is read is held off by locks; whoever does not ask for locks shows in what stat says.
-    Locked { main: Stat, _shm: Option<File> },
+    /// Whoever would change what is read is held off by locks; whoever does not ask for locks shows in what stat says,
+    /// where that can be relied on.
+    Locked { main: Stat, is_local: bool, _shm: Option<File> },
 }
 
 /// A database that is being captured.
@@ -121,7 +125,7 @@ impl Database {
             return Ok(None);
         }
         // Whoever begins to use it from here on shows in the end: by a lock, or in what stat says.
-        let is_interrupted = journal::is_pending(&sidecar(path, "-journal")).map_err(busy)?;
+        let is_interrupted = journal::is_pending(&sidecar(path, "-journal")).map_err(|e| beside("journal", &e))?;
         // The journal may be that of a transaction which has begun, or even ended, since.
         if is_interrupted && (!is_unused()? || Surroundings::look(path).map_err(busy)? != surroundings) {
             return Ok(None);
@@ -145,7 +149,7 @@ impl Database {
                 return Self::locked(path, main, stat, max_lock);
             }
             if !is_locked && begun.elapsed() > CLOSING && header_of(&main)?.wal_mode {
-                if !crate::source::stat::is_local(path) {
+                if !is_local(path) {
                     return Err(Refusal::Busy("its application keeps it locked for itself".into()));
                 }
                 return Self::watched(path, main);
@@ -171,7 +175,7 @@ impl Database {
                 return Self::watched(path, main);
             }
         }
-        let ground = Ground::Locked { main: stat, _shm: shm };
+        let ground = Ground::Locked { main: stat, is_local: is_local(path), _shm: shm };
         Self::assemble(path, main, is_interrupted, ground, deadline)
     }
 
@@ -266,7 +270,7 @@ impl Database {
     /// When they can't be read, or holding writers up has taken as long as it may.
     pub fn read(&self, first: u64, count: usize, out: &mut Vec<u8>) -> Result<(), Refusal> {
         if self.deadline.is_some_and(|end| Instant::now() > end) {
-            return Err(Refusal::Busy("reading it would hold up its writers for longer than --max-lock allows".into()));
+            return Err(Refusal::Slow);
         }
         let page_bytes = self.header.page_bytes as usize;
         out.resize(count * page_bytes, 0);
@@ -326,7 +330,8 @@ impl Database {
                 let log_is_there = self.overlay.as_ref().map_or(Ok(true), Overlay::is_still_there).map_err(busy)?;
                 log_is_there && (now.main, now.journal) == (before.main, before.journal)
             }
-            Ground::Locked { main, .. } => now.main.is_some_and(|now| now.is_same_content(main)),
+            Ground::Locked { main, is_local: true, .. } => now.main.is_some_and(|now| now.is_same_content(main)),
+            Ground::Locked { main, .. } => now.main.is_some_and(|now| now.is_same_file(main)),
         })
     }
 }

@@ -81,10 +81,11 @@ fn checkpointed(path: &Path) -> Vec<u8> {
     fs::read(&copy).unwrap()
 }
 
-/// A main file and a journal as a crash in the middle of a transaction leaves them.
-fn crash(mode: &str, synchronous: &str, page_bytes: u32) -> (TempDir, PathBuf) {
+/// A main file and a journal as a crash in the middle of a transaction leaves them; of at most so many rows.
+fn crash(mode: &str, synchronous: &str, page_bytes: u32, rows: u32) -> (TempDir, PathBuf) {
     let (_folder, path) = folder();
     let db = open(&path, mode, page_bytes);
+    db.execute_batch(&format!("DELETE FROM t WHERE a > {rows}; PRAGMA incremental_vacuum")).unwrap();
     db.pragma_update(None, "synchronous", synchronous).unwrap();
     db.pragma_update(None, "cache_size", 5).unwrap();
     db.execute_batch(
@@ -99,7 +100,7 @@ fn crash(mode: &str, synchronous: &str, page_bytes: u32) -> (TempDir, PathBuf) {
 fn an_interrupted_transaction_is_read_as_it_is_rolled_back() {
     for page_bytes in [512, 1024, 4096, 65536] {
         for (mode, synchronous) in [("DELETE", "FULL"), ("TRUNCATE", "OFF"), ("PERSIST", "EXTRA"), ("DELETE", "OFF")] {
-            let (_folder, path) = crash(mode, synchronous, page_bytes);
+            let (_folder, path) = crash(mode, synchronous, page_bytes, 400);
             let before = (fs::read(&path).unwrap(), fs::read(sidecar(&path, "-journal")).unwrap());
             let expected = rolled_back(&path).unwrap();
             assert!(before.0 != expected, "the journal matters");
@@ -119,13 +120,13 @@ fn an_interrupted_transaction_is_read_as_it_is_rolled_back() {
 fn a_journal_that_is_damaged_anywhere_is_understood_as_sqlite_does() {
     let (mut compared, mut refused) = (0, 0);
     for (synchronous, page_bytes) in [("FULL", 1024), ("OFF", 512)] {
-        let (_folder, path) = crash("DELETE", synchronous, page_bytes);
+        let (_folder, path) = crash("DELETE", synchronous, page_bytes, 60);
         let journal_path = sidecar(&path, "-journal");
         let whole = fs::read(&journal_path).unwrap();
         let record = page_bytes as usize + 8;
         let at = |i: usize| (i * 7919) % whole.len();
-        let cuts = (0..25).map(at).chain([0, 27, 28, 511, 512, 513, 512 + record, 512 + 3 * record - 1]);
-        let flips = (0..40).map(at).chain(0..28).chain([512, 515, 516, 512 + record - 1, 512 + record]);
+        let cuts = (0..12).map(at).chain([0, 27, 28, 511, 512, 513, 512 + record, 512 + 3 * record - 1]);
+        let flips = (0..20).map(at).chain(0..28).chain([512, 515, 516, 512 + record - 1, 512 + record]);
         let cut = cuts.map(|len| whole[..len].to_vec());
         let flipped = flips.map(|i| {
             let mut bytes = whole.clone();
@@ -152,7 +153,7 @@ fn a_journal_that_is_damaged_anywhere_is_understood_as_sqlite_does() {
             }
         }
     }
-    assert!(compared > 130 && refused < 20, "{compared} compared, {refused} refused");
+    assert!(compared > 60 && refused < 20, "{compared} compared, {refused} refused");
 }
 
 /// The main file with the originals put back; none where they don't fit to it.
@@ -173,7 +174,7 @@ fn overlaid(mut main: Vec<u8>, journal: &[u8], found: &journal::Originals) -> Op
 
 #[test]
 fn a_transaction_over_several_databases_is_committed_when_its_super_journal_is_gone() {
-    let (folder, path) = crash("DELETE", "FULL", 4096);
+    let (folder, path) = crash("DELETE", "FULL", 4096, 400);
     let super_journal = folder.path().join("a.db-mj0123AB9DE");
     let name = super_journal.as_os_str().as_encoded_bytes();
     let journal_path = sidecar(&path, "-journal");
@@ -232,7 +233,7 @@ fn holding_writers_up_ends_in_time() {
     let _writer = open(&path, "DELETE", 4096);
     let held = Database::held(&path, Duration::ZERO).unwrap();
     std::thread::sleep(Duration::from_millis(5));
-    assert!(matches!(read(&held), Err(Refusal::Busy(why)) if why.contains("--max-lock")));
+    assert_eq!(read(&held), Err(Refusal::Slow));
 }
 
 #[test]
