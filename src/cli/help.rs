@@ -97,7 +97,7 @@ that other names of the same file have, too), xattrs (name and value, in hex if 
 and length of each stretch of data of a sparse file), database (page_bytes, pages, wal_mode, captured, facts), \
 unverified. facts is what the database said of itself when it was captured: user_version, application_id, \
 schema_version, encoding (1 UTF-8, 2 UTF-16le, 3 UTF-16be), free_pages, schema_hash, and tables: name and rows of each \
-that has pages of its own, or null if there are more than 4,096.";
+that has pages of its own, or null where they could not be counted or are more than 4,096.";
 
 pub const FIND: &str = "\
 A pattern without a slash is compared with names, one with a slash with paths in the snapshots: `/app/*.db` is right \
@@ -275,7 +275,8 @@ it with what was recorded at its capture: user_version, application_id, schema, 
 source. Everything is read back and compared, SQLite checks the databases, and the scratch directory is removed, \
 also when the drill is interrupted; what a killed one leaves, the next removes. It needs as much room as the snapshot \
 is long. If nothing is wrong, the snapshot is marked as proven, which `snapshot list` shows; else what is wrong is \
-named, and the status is 4. Owners are left out, since nothing there needs to belong to anybody else.
+named, and the status is 4. A database that SQLite can't check for lack of something that only the application has \
+is noted, and keeps no snapshot from being proven. Owners are left out: nothing there needs to belong to anybody else.
 
 --read-data decodes every pack once and remembers it; the next time a pack whose hash is still its name need not be \
 decoded again, since the same bytes decode to the same. With --no-cache all is decoded.

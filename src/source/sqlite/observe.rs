@@ -48,11 +48,8 @@ impl PageObserver {
 
     /// Sees pages, from number `first` on, counted from 0.
     pub fn see(&mut self, first: u64, pages: &[u8]) {
-        if !self.counts {
-            return;
-        }
         for (at, page) in (first..).zip(pages.chunks_exact(self.page_bytes)) {
-            let Ok(number) = u32::try_from(at + 1) else { return };
+            let Some(number) = u32::try_from(at + 1).ok().filter(|_| self.counts) else { return };
             let code = self.code(page, number);
             if let Some(known) = self.codes.get_mut(at as usize) {
                 *known = code;
@@ -216,13 +213,15 @@ fn whole<E>(
 mod tests {
     use std::fs;
     use std::path::Path;
+    use std::sync::atomic::AtomicBool;
 
     use proptest::prelude::*;
     use rusqlite::Connection;
 
     use super::super::examine::{Finding, examine};
     use super::*;
-    use crate::report::Reporter;
+    use crate::error::Error;
+    use crate::report::{Problem, Reporter, Sink};
 
     /// What is read off the pages of a file, which are seen in pieces of some pages.
     fn observe(file: &[u8], page_bytes: usize, step: usize) -> Facts {
@@ -396,6 +395,31 @@ mod tests {
         assert!(matches!(&examined.findings[..], [Finding::Unsound(_)]) && examined.facts.is_none(), "{examined:?}");
         fs::write(&path, b"no database at all").unwrap();
         assert!(matches!(&examine(&path, &Reporter::silent()).unwrap().findings[..], [Finding::Unsound(_)]));
+        // What only the application has is no damage.
+        fs::remove_file(&path).unwrap();
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "CREATE TABLE t(x PRIMARY KEY); INSERT INTO t VALUES ('a'), ('b'); PRAGMA writable_schema=ON;
+             UPDATE sqlite_schema SET sql = 'CREATE TABLE t(x COLLATE own PRIMARY KEY)' WHERE type = 'table'",
+        )
+        .unwrap();
+        drop(db);
+        let examined = examine(&path, &Reporter::silent()).unwrap();
+        assert!(matches!(&examined.findings[..], [Finding::CantTell(_)]) && !examined.is_sound(), "{examined:?}");
+    }
+
+    #[test]
+    fn an_interrupt_ends_it() {
+        struct Nowhere;
+        impl Sink for Nowhere {
+            fn problem(&self, _: &Problem) {}
+        }
+        static STOP: AtomicBool = AtomicBool::new(true);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        motley(&Connection::open(&path).unwrap());
+        let reporter = Reporter::new(Box::new(Nowhere), &STOP);
+        assert!(matches!(examine(&path, &reporter), Err(Error::Interrupted)));
     }
 
     proptest! {
