@@ -154,8 +154,11 @@ pub struct Init {
 #[derive(Debug, Args)]
 pub struct Create {
     /// Directories and files; with --stdin-from-command, the command and its arguments
-    #[arg(value_name = "PATH", required_unless_present = "stdin", conflicts_with = "stdin")]
+    #[arg(value_name = "PATH", required_unless_present_any = ["stdin", "postgres"], conflicts_with = "stdin")]
     pub paths: Vec<OsString>,
+    /// Take a PostgreSQL database along, before any file is read: postgresql://user@host/database (may be repeated)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["stdin", "stdin_from_command"])]
+    pub postgres: Vec<String>,
     /// A label, to select snapshots by (may be repeated)
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
@@ -267,8 +270,25 @@ pub struct Restore {
     #[arg(value_name = "SNAP")]
     pub snapshot: String,
     /// Directory to restore into; made if it isn't there
-    #[arg(short, long, value_name = "DIR")]
-    pub target: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "postgres")]
+    pub target: Option<PathBuf>,
+    /// Load a dump of the snapshot into this PostgreSQL database instead: postgresql://user@host/database
+    #[arg(long, value_name = "URL", help_heading = "PostgreSQL")]
+    #[arg(conflicts_with_all = ["target", "include", "exclude", "in_place", "delete", "overwrite", "verify_content"])]
+    #[arg(conflicts_with_all = ["force", "verify", "map_user", "map_group"])]
+    pub postgres: Option<String>,
+    /// Which database of the snapshot, if there are several
+    #[arg(long, value_name = "NAME", requires = "postgres", help_heading = "PostgreSQL")]
+    pub postgres_database: Option<OsString>,
+    /// Make the database if there is none of that name
+    #[arg(long, requires = "postgres", help_heading = "PostgreSQL")]
+    pub create: bool,
+    /// Load into a database that is not empty: what is in the snapshot too is replaced
+    #[arg(long, requires = "postgres", help_heading = "PostgreSQL")]
+    pub clean: bool,
+    /// Make the roles and tablespaces of the server first
+    #[arg(long, requires = "postgres", help_heading = "PostgreSQL")]
+    pub globals: bool,
     /// Restore only what matches, in gitignore syntax (may be repeated)
     #[arg(short, long, value_name = "GLOB")]
     pub include: Vec<String>,

@@ -25,7 +25,7 @@ use super::args::{Cat, Filters, Object};
 use super::context::{Context, Session};
 use super::create::counts_json;
 use super::key;
-use super::nodes::{facts_json, proof_json, word, xattr_json};
+use super::nodes::{dump_json, facts_json, proof_json, word, xattr_json};
 use super::output::{Out, document, put_path, rfc3339};
 
 /// Shows a stored object, or writes the bytes of a blob.
@@ -224,6 +224,7 @@ fn node_json(node: &Node) -> Value {
         })
     });
     put("database", database);
+    put("dump", node.dump.as_ref().map(dump_json));
     put("hard_link", node.hard_link.map(|n| json!(n)));
     put("unverified", node.unverified.as_ref().map(|why| json!(why)));
     if let Some(target) = &node.target {

@@ -17,6 +17,7 @@ use super::args::Create;
 use super::context::Context;
 use super::make::open_or_make;
 use super::output::{Out, count, document, rfc3339, size};
+use super::parse;
 use super::references;
 use super::seen::Seen;
 
@@ -53,6 +54,7 @@ fn options(context: &Context, args: Create) -> Result<Options> {
     Ok(Options {
         paths,
         stdin,
+        postgres: args.postgres.iter().map(|url| parse::postgres(url)).collect::<Result<_>>()?,
         host: args.host,
         source: args.source,
         tags: args.tags,

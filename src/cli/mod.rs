@@ -18,6 +18,7 @@ mod help;
 mod init;
 mod key;
 mod list;
+mod load;
 mod location;
 mod ls;
 mod make;

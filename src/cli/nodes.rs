@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use snapshot::format::dump::Dump;
 use snapshot::format::facts::{Facts, TableRows};
 use snapshot::format::mark::{Proof, ProofKind};
 use snapshot::format::snapshot::{Owner, Snapshot};
@@ -72,6 +73,13 @@ impl Style {
             let facts = node.database.as_ref().and_then(|database| database.facts.as_ref());
             let inside = facts.map(rows_text).unwrap_or_default();
             out.extend(format!("  (database: {pages} pages of {page_bytes} bytes{inside})").bytes());
+        }
+        if let Some(dump) = &node.dump {
+            let of = dump.server.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+            let name = dump.database_name().map_or_else(|| ", roles".to_owned(), |name| format!(", database {name}"));
+            out.extend(b"  (PostgreSQL");
+            out.extend(self.name(format!("{of}{name}").as_bytes()));
+            out.push(b')');
         }
         if let Some(number) = node.hard_link {
             out.extend(format!("  (hard link {number})").bytes());
@@ -174,6 +182,9 @@ pub fn to_json(path: &[u8], node: &Node, owners: &Owners, pages: Option<(u32, u6
         }
         put("database", fields);
     }
+    if let Some(dump) = &node.dump {
+        put("dump", dump_json(dump));
+    }
     if let Some(why) = &node.unverified {
         put("unverified", json!(why));
     }
@@ -209,6 +220,20 @@ pub fn proof_json(proof: &Proof) -> Value {
         ProofKind::Drill => "restore-drill",
     };
     json!({"time": rfc3339(proof.time), "program": proof.program, "by": by})
+}
+
+/// What is known of a dump.
+pub fn dump_json(dump: &Dump) -> Value {
+    let mut object = Map::new();
+    object.insert("kind".into(), json!(dump.kind));
+    if let Some(name) = &dump.database {
+        put_path(&mut object, "database", name);
+    }
+    for (key, value) in [("server_version", &dump.server), ("tool_version", &dump.tool)] {
+        value.iter().for_each(|value| drop(object.insert(key.into(), json!(value))));
+    }
+    object.insert("hash".into(), json!(hex(&dump.hash)));
+    object.into()
 }
 
 /// An extended attribute: text as text, all else in hex.

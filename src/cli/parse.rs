@@ -2,11 +2,13 @@
 
 use jiff::Timestamp;
 
+use snapshot::error::Error;
 use snapshot::format::cbor::Time;
 use snapshot::job::check::ReadData;
 use snapshot::job::create::PresetChoice;
 use snapshot::job::prune::Limit;
 use snapshot::source::owners::Mapping;
+use snapshot::source::postgres::Url;
 use snapshot::source::preset;
 
 /// Bytes: `500M`, `1.5G`, `64KiB`; K, M, G, T are powers of 1024, as everywhere in this program.
@@ -42,6 +44,14 @@ pub fn preset(text: &str) -> Result<PresetChoice, String> {
         let names: Vec<_> = preset::PRESETS.iter().map(|preset| preset.name).collect();
         format!("\"{text}\" is no preset: there are {}, and none", names.join(", "))
     })
+}
+
+/// Where a PostgreSQL database is. Not for clap, whose messages would show a password.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn postgres(text: &str) -> Result<Url, Error> {
+    Url::parse(text).map_err(|why| Error::Usage(format!("--postgres can't be understood: {why}")))
 }
 
 /// Two names of users or groups: `old=new`.

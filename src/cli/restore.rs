@@ -13,6 +13,7 @@ use snapshot::source::owners::Ownership;
 
 use super::args::{Filters, Overwrite, Owners, Restore};
 use super::context::Context;
+use super::load;
 use super::location::Location;
 use super::nodes;
 use super::output::{Out, clean_path, count, document, put_path, size};
@@ -26,9 +27,14 @@ const LATEST: &str = "latest";
 pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
     let session = context.open_indexed()?;
     let snapshot = args.snapshot.clone();
+    let database = args.postgres.as_deref().map(|url| load::options(url, &args)).transpose()?;
     if snapshot.starts_with(LATEST) {
         let mut seen = Seen::compare(context, &session.repo)?;
         seen.learn(&session.repo.read_snapshots()?.0);
+    }
+    if let Some(options) = database {
+        let selected = session.repo.select(&snapshot, &args.filters.into(), &context.reporter)?;
+        return load::run(context, &session.repo, &selected, &options, out);
     }
     let (filters, options) = options(context, args)?;
     let selected = session.repo.select(&snapshot, &filters.into(), &context.reporter)?;
@@ -62,7 +68,7 @@ fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
         keys.push(key_file.clone());
     }
     let options = Options {
-        target: args.target,
+        target: args.target.unwrap_or_default(),
         include: args.include,
         exclude: args.exclude,
         overwrite: args.overwrite.map(|when| match when {

@@ -7,6 +7,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use super::cbor::Time;
+use super::dump::Dump;
 use super::facts::Facts;
 use super::{MAX_TREE_NODES, cbor};
 use crate::id::BlobId;
@@ -206,6 +207,9 @@ pub struct Node {
     /// Why a database was stored as a plain file, or a file may not be as it was at one moment.
     #[n(17)]
     pub unverified: Option<String>,
+    /// A file that is the dump of a database.
+    #[n(18)]
+    pub dump: Option<Dump>,
 }
 
 impl Node {
@@ -230,6 +234,7 @@ impl Node {
             database: None,
             hard_link: None,
             unverified: None,
+            dump: None,
         }
     }
 
@@ -306,7 +311,8 @@ impl Node {
             NodeKind::CharDevice | NodeKind::BlockDevice => self.rdev.is_some(),
             NodeKind::Fifo | NodeKind::Socket => true,
         };
-        named && whole_ids && fits && self.mode <= 0o7777 && self.extents_fit()
+        let dump_fits = self.dump.as_ref().is_none_or(|dump| self.kind == NodeKind::File && dump.hash.len() == 32);
+        named && whole_ids && fits && dump_fits && self.mode <= 0o7777 && self.extents_fit()
     }
 
     /// Extents must rise, not touch the end twice, and stay within the file.

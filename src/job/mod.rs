@@ -9,6 +9,7 @@ mod damage_tests;
 pub mod diff;
 pub mod find;
 pub mod forget;
+pub mod load;
 pub mod look;
 pub mod policy;
 pub mod prune;

@@ -18,6 +18,7 @@ mod segments;
 mod select;
 mod session;
 mod strays;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trees;
@@ -47,6 +48,7 @@ pub use read::FrameReader;
 pub use salvage::{Salvage, Salvaged};
 pub use select::{Filter, Selected, Start, split_path};
 pub use session::{Running, SessionGuard, host};
+pub use stream::Stream;
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
 pub use verify::Audit;
 pub use write::{Claims, GATHER_BYTES, Gather, Writer, Written, encode_frame};

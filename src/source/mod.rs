@@ -6,6 +6,7 @@ pub mod exclude;
 pub mod marker;
 pub mod older;
 pub mod owners;
+pub mod postgres;
 pub mod preset;
 pub mod scratch;
 mod segmenter;

@@ -244,6 +244,15 @@ impl<'a> Walk<'a> {
     fn file(&mut self, node: &Node, content: &Content, tree: &BlobId) -> Result<Causes> {
         let ids = content.ids().unwrap_or_default();
         let (bytes, causes) = self.chunks(&ids, content.level)?;
+        if causes.is_empty() && node.dump.as_ref().is_some_and(|dump| dump.layers.is_some()) {
+            return Ok(match self.repo.stream(node) {
+                Ok(_) => causes,
+                Err(e) => {
+                    let why = format!("it is damaged: {}", self.repo.only_this_object(e)?);
+                    Rc::new([self.losses.blame(*tree, why)].into())
+                }
+            });
+        }
         let wanted = match &node.extents {
             Some(extents) => extents.chunks_exact(2).fold(0u64, |sum, e| sum.saturating_add(e[1])),
             None => node.size.unwrap_or_default(),

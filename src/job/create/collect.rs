@@ -88,7 +88,11 @@ impl Collecting<'_> {
                 self.add(*node);
             }
             Event::Abandon => self.chunks.clear(),
-            Event::Segment(ticket) => drop(self.redeem(&ticket)?),
+            Event::Stream(mut node, ids) => {
+                node.content = Some(self.writer.put_content(ids)?);
+                self.add(*node);
+            }
+            Event::Layer(ticket) | Event::Segment(ticket) => drop(self.redeem(&ticket)?),
             Event::Map(id, bytes) => {
                 let stored = self.writer.put(BlobType::Map, &bytes)?;
                 debug_assert_eq!(stored, id);
@@ -132,6 +136,8 @@ impl Collecting<'_> {
     fn leave(&mut self) -> Result<()> {
         let Some((mut directory, mut nodes)) = self.open.pop() else { return Ok(()) };
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        // A file that came to be where the dumps of databases are: those came first.
+        nodes.dedup_by(|later, first| later.name == first.name);
         let tree = self.writer.put_tree(nodes)?;
         if self.open.is_empty() {
             self.root = Some(tree);

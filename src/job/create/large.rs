@@ -33,7 +33,7 @@ impl Walker<'_> {
         let extents = data_extents(&file, &before);
         let whole = vec![0, before.size()];
         let mut data = Extents { file: &file, left: extents.as_ref().unwrap_or(&whole).clone() };
-        let read = self.stream(&mut data)?;
+        let read = self.stream(&mut data, Self::submit_chunk)?;
         let after = file.metadata().map_err(|e| Error::file("read", path, e))?;
         let wanted: u64 = extents.as_ref().unwrap_or(&whole).chunks(2).filter_map(|e| e.get(1)).sum();
         match read {
@@ -61,8 +61,17 @@ impl Walker<'_> {
         Ok(self.feeder.event(Event::Abandon)?)
     }
 
-    /// Cuts a stream into chunks; returns its length, or what reading it failed with.
-    fn stream(&mut self, input: &mut dyn Read) -> Result<std::io::Result<u64>> {
+    fn submit_chunk(&mut self, chunk: &[u8]) -> Result<()> {
+        let ticket = self.feeder.submit(Work::Chunk(chunk.to_vec()))?;
+        Ok(self.feeder.event(Event::Chunk(ticket))?)
+    }
+
+    /// Cuts a stream into chunks and hands on each; returns its length, or what reading it failed with.
+    pub(super) fn stream(
+        &mut self,
+        input: &mut dyn Read,
+        mut each: impl FnMut(&mut Self, &[u8]) -> Result<()>,
+    ) -> Result<std::io::Result<u64>> {
         let mut buffer = vec![0; BUFFER_BYTES];
         let (mut filled, mut total, mut ended) = (0, 0, false);
         while !ended || filled > 0 {
@@ -78,8 +87,7 @@ impl Walker<'_> {
             let mut at = 0;
             while at < filled && (ended || filled - at >= self.chunker.max_bytes()) {
                 let chunk = self.chunker.cut(&buffer[at..filled]);
-                let ticket = self.feeder.submit(Work::Chunk(buffer[at..at + chunk].to_vec()))?;
-                self.feeder.event(Event::Chunk(ticket))?;
+                each(self, &buffer[at..at + chunk])?;
                 at += chunk;
                 total += chunk as u64;
             }
@@ -96,11 +104,15 @@ impl Walker<'_> {
     pub(super) fn stdin(&mut self, stdin: &Stdin) -> Result<()> {
         self.reporter.current(|| String::from_utf8_lossy(&stdin.name).into_owned());
         let length = match &stdin.command {
-            None => self.stream(&mut std::io::stdin().lock())?.map_err(|e| Error::file("read", "standard input", e))?,
+            None => self
+                .stream(&mut std::io::stdin().lock(), Self::submit_chunk)?
+                .map_err(|e| Error::file("read", "standard input", e))?,
             Some(command) => {
                 let (mut child, what) = start(command)?;
                 let Some(mut out) = child.stdout.take() else { return Err(failed(&what, "has no output")) };
-                let length = self.stream(&mut out)?.map_err(|e| Error::file("read the output of", &what, e))?;
+                let length = self
+                    .stream(&mut out, Self::submit_chunk)?
+                    .map_err(|e| Error::file("read the output of", &what, e))?;
                 drop(out);
                 let status = child.wait().map_err(|e| Error::file("wait for", &what, e))?;
                 if !status.success() {
@@ -109,12 +121,17 @@ impl Walker<'_> {
                 length
             }
         };
-        let mut node = Node::bare(&stdin.name, NodeKind::File);
-        (node.mode, node.size, node.mtime) = (0o600, Some(length), clock::now());
-        (node.uid, node.gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         self.reporter.advance(0, 1);
-        Ok(self.feeder.event(Event::Large(Box::new(node)))?)
+        Ok(self.feeder.event(Event::Large(Box::new(own_file(&stdin.name, length))))?)
     }
+}
+
+/// The node of a file that is made up here: nobody else may read it.
+pub(super) fn own_file(name: &[u8], bytes: u64) -> Node {
+    let mut node = Node::bare(name, NodeKind::File);
+    (node.mode, node.size, node.mtime) = (0o600, Some(bytes), clock::now());
+    (node.uid, node.gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    node
 }
 
 fn start(command: &[std::ffi::OsString]) -> Result<(Child, String)> {

@@ -5,7 +5,9 @@
 
 mod collect;
 mod database;
+mod dumps;
 mod large;
+mod layering;
 mod pipeline;
 mod presets;
 mod small;
@@ -30,6 +32,7 @@ use crate::format::tree::{Node, NodeKind};
 use crate::id::SnapshotId;
 use crate::repo::{Named, Repository, SessionGuard, Writer, host};
 use crate::report::{Reporter, Severity};
+use crate::source::postgres::Url;
 
 use collect::{Collected, collect};
 use small::Worker;
@@ -63,6 +66,8 @@ pub struct Options {
     pub paths: Vec<PathBuf>,
     /// Standard input instead of paths.
     pub stdin: Option<Stdin>,
+    /// PostgreSQL databases, dumped before any file is read.
+    pub postgres: Vec<Url>,
     /// Instead of this machine's name.
     pub host: Option<String>,
     /// Instead of the canonical paths.
@@ -109,11 +114,12 @@ pub struct Summary {
 pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Summary> {
     let (begun, started) = (Instant::now(), clock::now());
     let top =
-        if options.stdin.is_some() { sources::Top::default() } else { sources::arrange(&options.paths, reporter)? };
+        if options.paths.is_empty() { sources::Top::default() } else { sources::arrange(&options.paths, reporter)? };
+    dumps::check(&options.postgres, &top)?;
     let source = match (&options.source, &options.stdin) {
         (Some(name), _) => name.clone(),
         (None, Some(stdin)) => String::from_utf8_lossy(&stdin.name).into_owned(),
-        (None, None) => sources::default_name(&options.paths)?,
+        (None, None) => sources::default_name(&options.paths, &options.postgres)?,
     };
     let host = options.host.clone().unwrap_or_else(host);
     let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };

@@ -30,6 +30,8 @@ pub enum Work {
     Files(Vec<SmallFile>),
     /// Hash and compress a piece of a large file.
     Chunk(Vec<u8>),
+    /// The same for what stands for a piece of a stream, which was counted as it was read.
+    Layer(Vec<u8>),
     /// Encode pages of a database that were claimed.
     Segment(NewSegment),
 }
@@ -66,6 +68,10 @@ pub enum Event {
     Large(Box<Node>),
     /// A large file that could not be read to its end: its pieces are dropped.
     Abandon,
+    /// A piece of a stream in layers, whose node comes when all of them are known.
+    Layer(Ticket),
+    /// A stream whose chunks are complete, and which they are.
+    Stream(Box<Node>, Vec<BlobId>),
     /// Pages of a database.
     Segment(Ticket),
     /// A part of a page map.

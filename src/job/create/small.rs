@@ -60,7 +60,11 @@ impl Worker<'_> {
         for (work, reply) in tasks {
             let outcome = match work {
                 Work::Files(files) => self.files(files),
-                Work::Chunk(bytes) => self.chunk(bytes),
+                Work::Chunk(bytes) => {
+                    self.reporter.advance_read(bytes.len() as u64, 0);
+                    self.chunk(bytes)
+                }
+                Work::Layer(bytes) => self.chunk(bytes),
                 Work::Segment(new) => self.segment(&new),
             };
             if reply.send(outcome).is_err() {
@@ -137,7 +141,6 @@ impl Worker<'_> {
 
     fn chunk(&self, bytes: Vec<u8>) -> Outcome {
         let id = self.keys.blob_id(BlobType::Chunk, &bytes);
-        self.reporter.advance_read(bytes.len() as u64, 0);
         let frames = self.claims.claim(id).then(|| self.single(id, bytes)).into_iter().collect();
         Outcome { id: Some(id), frames, ..Outcome::default() }
     }

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::report::{Reporter, Severity};
+use crate::source::postgres::Url;
 
 /// A directory at the top of the tree: sources, and what leads to them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -95,12 +96,14 @@ fn names(path: &Path) -> Result<(Vec<Vec<u8>>, bool)> {
     Ok((resolve(&absolute).unwrap_or_default(), true))
 }
 
-/// The default name of a source: the canonical absolute path, or several joined by colons.
+/// The default name of a source: the canonical absolute path, or several joined by colons; databases by server and name,
+/// so that a password or a user that changes makes no other source.
 ///
 /// # Errors
 /// When none of the paths exists.
-pub fn default_name(paths: &[PathBuf]) -> Result<String> {
-    let mut names = Vec::new();
+pub fn default_name(paths: &[PathBuf], databases: &[Url]) -> Result<String> {
+    let mut names: Vec<String> = databases.iter().map(Url::label).collect();
+    let of_databases = names.len();
     let mut failed = None;
     for path in paths {
         match fs::canonicalize(path) {
@@ -108,11 +111,13 @@ pub fn default_name(paths: &[PathBuf]) -> Result<String> {
             Err(e) => failed = Some(Error::file("read", path, e)),
         }
     }
-    names.sort();
-    names.dedup();
     match failed {
-        Some(e) if names.is_empty() => Err(e),
-        _ => Ok(names.join(":")),
+        Some(e) if names.len() == of_databases => Err(e),
+        _ => {
+            names.sort();
+            names.dedup();
+            Ok(names.join(":"))
+        }
     }
 }
 

@@ -109,6 +109,8 @@ impl<'a> Walker<'a> {
         let (older, time) = older.unzip();
         self.previous_start = time;
         self.feeder.event(Event::Enter(Box::new(Node::bare(b"root", NodeKind::Directory))))?;
+        // Before any file is read: what rows refer to is there then.
+        self.dumps(older.as_ref())?;
         if let Some(stdin) = &self.options.stdin {
             self.stdin(stdin)?;
         } else {
@@ -179,7 +181,7 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    fn older_nodes(&self, older: Option<&Node>) -> HashMap<Vec<u8>, Node> {
+    pub(super) fn older_nodes(&self, older: Option<&Node>) -> HashMap<Vec<u8>, Node> {
         let tree = older.and_then(|node| node.tree);
         let nodes = tree.and_then(|tree| self.repo.read_tree(&tree).ok()).unwrap_or_default();
         nodes.into_iter().map(|node| (node.name.to_vec(), node)).collect()

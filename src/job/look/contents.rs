@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 
-use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{PageRef, Root};
 use crate::format::tree::{Database, Node, NodeKind};
@@ -96,12 +95,13 @@ impl Output<'_> {
     fn file(&mut self, repo: &Repository, node: &Node) -> Result<()> {
         let bad = || Error::corrupt(node.display_name(), "its blobs don't add up to its size");
         let size = node.size.unwrap_or(0);
-        let content = node.content.as_ref().ok_or_else(bad)?;
+        let stream = repo.stream(node)?;
         let whole = [0, size];
         let mut extents = node.extents.as_deref().unwrap_or(&whole).as_chunks::<2>().0.iter();
         let mut left = 0;
-        for ids in repo.chunks(content)?.chunks(CHUNKS_AT_ONCE) {
-            let read: Vec<_> = ids.par_iter().map(|id| repo.read_blob(id, BlobType::Chunk)).collect::<Result<_>>()?;
+        for first in (0..stream.len()).step_by(CHUNKS_AT_ONCE) {
+            let pieces = first..stream.len().min(first + CHUNKS_AT_ONCE);
+            let read: Vec<_> = pieces.into_par_iter().map(|n| repo.read_piece(&stream, n)).collect::<Result<_>>()?;
             for chunk in &read {
                 let mut chunk = &chunk[..];
                 while !chunk.is_empty() {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::context::Context;
 use super::existing::Link;
 use super::write::{File, Layout, Part, Piece, State, pieces, write_batch};
-use super::{reuse, verify};
+use super::{layered, reuse, verify};
 use crate::error::{Error, Result};
 use crate::format::tree::Node;
 use crate::source::target::Folder;
@@ -68,6 +68,10 @@ impl<'a> Files<'a> {
         if self.is_linked(&part) {
             self.context.tally.files.add(1);
             self.context.reporter.advance(part.node.size.unwrap_or(0), 1);
+            return Ok(());
+        }
+        if part.node.dump.as_ref().is_some_and(|dump| dump.layers.is_some()) {
+            self.files.extend(layered::write(self.context, part)?);
             return Ok(());
         }
         let number = self.files.len() as u32;

@@ -15,6 +15,7 @@ mod dry;
 mod existing;
 mod fetch;
 mod files;
+mod layered;
 mod plan;
 mod resume;
 mod reuse;

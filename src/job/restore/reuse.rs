@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::context::Context;
 use super::existing::{self, Reuse};
+use super::layered;
 use super::write::{File, Layout, Piece, State, pieces};
 use crate::chunker::Chunker;
 use crate::crypto::BlobType;
@@ -58,6 +59,9 @@ pub(super) fn take_local(context: &Context<'_>, files: &[File], pieces: Vec<Piec
 /// # Errors
 /// If the repository can't tell where the content is.
 pub(super) fn has_content(context: &Context<'_>, node: &Node, file: &OwnedFd) -> Result<bool> {
+    if let Some(dump) = &node.dump {
+        return Ok(layered::has_hash(context, file, &dump.hash));
+    }
     let layout = Layout::of(node);
     let pieces = pieces(context.repo, node, 0, layout.data_bytes)?;
     Ok(is_whole(context.repo, node, &layout, &pieces, file))

@@ -173,7 +173,7 @@ impl File {
         })
     }
 
-    fn write(&self, context: &Context<'_>, at: u64, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, context: &Context<'_>, at: u64, bytes: &[u8]) -> Result<()> {
         let Some(made) = self.begin()? else { return Ok(()) };
         self.put(&made, at, bytes)?;
         drop(made);

@@ -58,6 +58,7 @@ fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId
     let options = create::Options {
         paths: vec![source.to_path_buf()],
         stdin: None,
+        postgres: vec![],
         host: Some("here".into()),
         source: Some("app".into()),
         tags: vec![],
