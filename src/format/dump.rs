@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! u32 layers | u32 pieces
-//! per layer:   u32 plain_bytes | u8 version | u8 bases | bases × u32 number of an earlier layer
+//! per layer:   u32 plain_bytes | u8 bases | bases × u32 number of an earlier layer
 //!              | if there are bases, 32 bytes: BLAKE3 of the decoded layer
 //! pieces × u32 number of a layer
 //! ```
@@ -16,10 +16,10 @@ use minicbor::{Decode, Encode};
 use super::MAX_FRAME_BYTES;
 use super::bytes::Reader;
 
-/// Deltas that lean on each other, at most.
-pub const MAX_LAYER_DEPTH: u8 = 16;
+/// Deltas that must be decoded to have one layer, itself included, at most.
+pub const MAX_LAYER_COST: u32 = 64;
 /// Layers that one leans on, at most.
-pub const MAX_LAYER_BASES: usize = 2;
+pub const MAX_LAYER_BASES: usize = 4;
 
 /// The dump of a database.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -62,12 +62,12 @@ impl Dump {
 pub struct Layer {
     /// Length decoded, in bytes.
     pub plain_bytes: u32,
-    /// How many generations lie between it and the last one without bases: for writers.
-    pub version: u8,
     /// What it leans on: numbers of layers before it.
     pub bases: Vec<u32>,
     /// BLAKE3 of the decoded bytes; only told of layers with bases, whose chunk's id stands for other bytes.
     pub hash: Option<[u8; 32]>,
+    /// How many deltas must be decoded to have it: not stored, since it follows from the bases.
+    pub cost: u32,
 }
 
 /// A stream's layers, and which of them make it up.
@@ -91,10 +91,11 @@ impl Layers {
         self.layers.iter().all(|layer| layer.bases.is_empty())
     }
 
-    /// How many deltas must be decoded to have a layer.
-    pub fn depth(&self, layer: u32) -> usize {
-        let Some(layer) = self.layers.get(layer as usize) else { return 0 };
-        layer.bases.iter().map(|base| self.depth(*base) + 1).max().unwrap_or(0)
+    /// What a layer on these bases would cost; `None` if one of them is not there.
+    pub fn cost_on(&self, bases: &[u32]) -> Option<u32> {
+        let below = bases.iter().map(|base| self.layers.get(*base as usize).map(|layer| layer.cost));
+        let below = below.sum::<Option<u32>>()?;
+        Some(if bases.is_empty() { 0 } else { below.saturating_add(1) })
     }
 
     /// The bytes that are stored.
@@ -104,7 +105,7 @@ impl Layers {
         out.extend_from_slice(&(self.pieces.len() as u32).to_le_bytes());
         for layer in &self.layers {
             out.extend_from_slice(&layer.plain_bytes.to_le_bytes());
-            out.extend_from_slice(&[layer.version, layer.bases.len() as u8]);
+            out.push(layer.bases.len() as u8);
             layer.bases.iter().for_each(|base| out.extend_from_slice(&base.to_le_bytes()));
             out.extend_from_slice(layer.hash.as_ref().map_or(&[][..], |hash| hash));
         }
@@ -129,22 +130,16 @@ impl Layers {
             return None;
         }
         let mut out = Self::default();
-        let mut depths: Vec<u8> = Vec::new();
-        for number in 0..layers {
-            let (plain_bytes, version, bases) = (reader.u32()?, reader.u8()?, usize::from(reader.u8()?));
+        for _ in 0..layers {
+            let (plain_bytes, bases) = (reader.u32()?, usize::from(reader.u8()?));
             if bases > MAX_LAYER_BASES || plain_bytes as usize > MAX_FRAME_BYTES {
                 return None;
             }
             let bases: Vec<u32> = (0..bases).map(|_| reader.u32()).collect::<Option<_>>()?;
-            let before = |base: &u32| depths.get(*base as usize).filter(|_| (*base as usize) < number);
-            let below: Vec<u8> = bases.iter().map(|base| before(base).copied()).collect::<Option<_>>()?;
-            let depth = below.iter().max().map_or(0, |most| most + 1);
-            if depth > MAX_LAYER_DEPTH {
-                return None;
-            }
-            depths.push(depth);
+            // Only layers before this one are there.
+            let cost = out.cost_on(&bases).filter(|cost| *cost <= MAX_LAYER_COST)?;
             let hash = if bases.is_empty() { None } else { Some(reader.id()?) };
-            out.layers.push(Layer { plain_bytes, version, bases, hash });
+            out.layers.push(Layer { plain_bytes, bases, hash, cost });
         }
         out.pieces = (0..pieces).map(|_| reader.u32().filter(|p| (*p as usize) < layers)).collect::<Option<_>>()?;
         Some(out)
@@ -157,15 +152,17 @@ mod tests {
 
     fn layer(bases: &[u32]) -> Layer {
         let hash = (!bases.is_empty()).then_some([7; 32]);
-        Layer { plain_bytes: 5, version: 3, bases: bases.to_vec(), hash }
+        Layer { plain_bytes: 5, bases: bases.to_vec(), hash, cost: 0 }
     }
 
     #[test]
     fn layers_round_trip_and_nonsense_is_refused() {
-        let sound = Layers { layers: vec![layer(&[]), layer(&[0]), layer(&[1, 0])], pieces: vec![2, 0, 2] };
+        let with_cost = |cost, layer| Layer { cost, ..layer };
+        let layers = vec![layer(&[]), with_cost(1, layer(&[0])), with_cost(2, layer(&[1, 0]))];
+        let sound = Layers { layers, pieces: vec![2, 0, 2] };
         let bytes = sound.encode();
         assert_eq!(Layers::decode(&bytes, 3).as_ref(), Ok(&sound));
-        assert_eq!((sound.plain_bytes(), sound.depth(2), sound.is_flat()), (15, 2, false));
+        assert_eq!((sound.plain_bytes(), sound.is_flat()), (15, false));
         assert!(Layers::decode(&bytes, 2).is_err() && Layers::decode(&bytes, 4).is_err());
         assert!((0..bytes.len()).all(|end| Layers::decode(&bytes[..end], 3).is_err()));
         assert!(Layers::decode(&[&bytes[..], &[0]].concat(), 3).is_err());
@@ -176,10 +173,12 @@ mod tests {
         assert!(refused(vec![layer(&[0])], vec![0]), "it leans on itself");
         assert!(refused(vec![layer(&[1]), layer(&[])], vec![0]), "on a later one");
         assert!(refused(vec![layer(&[])], vec![1]), "a piece of no layer");
-        assert!(refused(vec![layer(&[]), layer(&[]), layer(&[]), layer(&[0, 1, 2])], vec![3]), "on three");
+        assert!(refused(vec![layer(&[]), layer(&[0, 0, 0, 0, 0])], vec![1]), "on five");
         let long = Layer { plain_bytes: u32::MAX, ..layer(&[]) };
         assert!(refused(vec![long], vec![0]));
         let chain = |n: u32| (0..n).map(|at| layer(&at.checked_sub(1).map_or(vec![], |b| vec![b]))).collect::<Vec<_>>();
-        assert!(!refused(chain(17), vec![16]) && refused(chain(18), vec![17]), "a chain");
+        assert!(!refused(chain(65), vec![64]) && refused(chain(66), vec![65]), "a chain");
+        let doubling = (0..8u32).map(|at| layer(&at.checked_sub(1).map_or(vec![], |b| vec![b, b]))).collect();
+        assert!(refused(doubling, vec![7]), "127 deltas for one layer");
     }
 }

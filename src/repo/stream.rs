@@ -51,7 +51,7 @@ impl Repository {
             None => {
                 let flat = |id: &BlobId| {
                     let plain_bytes = self.place(id)?.plain_bytes;
-                    Ok(Layer { plain_bytes, version: 0, bases: Vec::new(), hash: None })
+                    Ok(Layer { plain_bytes, bases: Vec::new(), hash: None, cost: 0 })
                 };
                 let layers = chunks.iter().map(flat).collect::<Result<Vec<_>>>()?;
                 Layers { pieces: (0..).take(layers.len()).collect(), layers }
@@ -94,7 +94,7 @@ impl Repository {
             let fits = body.len() == layer.plain_bytes as usize;
             return if fits { Ok(body) } else { Err(bad("a layer of it is not as long as stated")) };
         };
-        // How deep this goes was bounded when the list was read.
+        // How much this takes was bounded when the list was read.
         let bases = layer.bases.iter().map(|base| self.read_layer(stream, *base)).collect::<Result<Vec<_>>>()?;
         let plain = rows::decode(&body, &bases.concat(), layer.plain_bytes as usize).map_err(|why| bad(&why))?;
         if blake3::hash(&plain).as_bytes() == hash {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::crypto::BlobType;
-use crate::format::dump::{Layer, Layers};
+use crate::format::dump::{Layer, Layers, MAX_LAYER_BASES};
 use crate::format::rows;
 use crate::format::tree::Node;
 use crate::id::BlobId;
@@ -22,14 +22,10 @@ const AHEAD: usize = 4;
 const CACHED_LAYERS: usize = 8;
 /// zstd level for rows that are new: they are few.
 const DELTA_LEVEL: i32 = 9;
-/// A piece is stored in full again after so many generations, or up to [`FRESH_SPREAD`] more of them by its hash, so
-/// that not all of a stream is in the same night.
-const FRESH_AFTER: u8 = 24;
+/// A piece is stored in full once so many deltas would have to be decoded for it, or up to [`FRESH_SPREAD`] more by its
+/// hash, so that not all of a stream is in the same night.
+const FRESH_COST: u32 = 20;
 const FRESH_SPREAD: u8 = 16;
-/// Deltas that lean on each other, at most.
-const DEPTH: usize = 8;
-/// Deltas against two pieces lean on no more than so many others: they are decoded twice as often with each.
-const JOINT_DEPTH: usize = 3;
 /// The list of layers is stored in pieces of this many bytes.
 const LIST_BYTES: usize = 1 << 20;
 
@@ -47,8 +43,10 @@ pub(super) struct Layering<'r> {
     /// Pieces of the older stream by their ends, as far as they were read.
     tails: HashMap<Vec<u8>, usize>,
     read: usize,
-    /// Where the older stream goes on.
-    next: usize,
+    /// Where each piece of the older stream ends, in bytes.
+    ends: Vec<u64>,
+    /// How far the older stream was followed, in bytes, as far as that can be told.
+    at: u64,
     cache: VecDeque<(Older, Arc<Vec<u8>>)>,
     adopted: HashMap<Older, u32>,
     layers: Layers,
@@ -83,6 +81,14 @@ impl<'r> Layering<'r> {
                 None => drop(older.chunk(*layer).map(|id| by_chunk.entry(*id).or_insert(piece))),
             }
         }
+        let mut end = 0;
+        let bytes = |piece: &u32| older.as_ref()?.layers().layers.get(*piece as usize).map(|layer| layer.plain_bytes);
+        let pieces = older.iter().flat_map(|older| &older.layers().pieces);
+        let ends = pieces.map(|piece| {
+            end += u64::from(bytes(piece).unwrap_or(0));
+            end
+        });
+        let ends = ends.collect();
         Self {
             repo,
             level: level.max(DELTA_LEVEL),
@@ -91,7 +97,8 @@ impl<'r> Layering<'r> {
             by_hash,
             tails: HashMap::new(),
             read: 0,
-            next: 0,
+            ends,
+            at: 0,
             cache: VecDeque::new(),
             adopted: HashMap::new(),
             layers: Layers::default(),
@@ -114,10 +121,10 @@ impl<'r> Layering<'r> {
         let id = self.repo.keys().blob_id(BlobType::Chunk, &plain);
         let (layer, stored) = match self.unchanged(&id, &hash) {
             Some(layer) => (layer, None),
-            None if self.repo.index().is_usable(&id) => (self.add(&plain, id, 0, vec![], None), None),
+            None if self.repo.index().is_usable(&id) => (self.add(&plain, id, vec![], None), None),
             None => match self.delta(&plain, &hash) {
                 Some((layer, body)) => (layer, Some(body)),
-                None => (self.add(&plain, id, 0, vec![], None), Some(plain)),
+                None => (self.add(&plain, id, vec![], None), Some(plain)),
             },
         };
         self.known.insert(hash, layer);
@@ -138,8 +145,9 @@ impl<'r> Layering<'r> {
         Layered { chunks: ids.chain(chunks).collect(), lists, hash, bytes }
     }
 
-    fn add(&mut self, plain: &[u8], chunk: BlobId, version: u8, bases: Vec<u32>, hash: Option<[u8; 32]>) -> u32 {
-        self.layers.layers.push(Layer { plain_bytes: plain.len() as u32, version, bases, hash });
+    fn add(&mut self, plain: &[u8], chunk: BlobId, bases: Vec<u32>, hash: Option<[u8; 32]>) -> u32 {
+        let cost = self.layers.cost_on(&bases).unwrap_or(0);
+        self.layers.layers.push(Layer { plain_bytes: plain.len() as u32, bases, hash, cost });
         self.chunks.push(chunk);
         self.chunks.len() as u32 - 1
     }
@@ -147,7 +155,7 @@ impl<'r> Layering<'r> {
     /// The same piece in the previous generation, if it can be relied on.
     fn unchanged(&mut self, id: &BlobId, hash: &[u8; 32]) -> Option<u32> {
         let piece = *self.by_chunk.get(id).or_else(|| self.by_hash.get(hash))?;
-        self.next = piece + 1;
+        self.at = *self.ends.get(piece)?;
         let layer = *self.older.as_ref()?.layers().pieces.get(piece)?;
         self.adopt(layer)
     }
@@ -173,19 +181,9 @@ impl<'r> Layering<'r> {
 
     /// Makes a piece a delta against the previous generation.
     fn delta(&mut self, plain: &[u8], hash: &[u8; 32]) -> Option<(u32, Vec<u8>)> {
-        let found = self.counterparts(plain)?;
-        let layers = self.older.as_ref()?.layers();
-        let mut version = found.iter().filter_map(|l| layers.layers.get(*l as usize)).map(|l| l.version).max()?;
-        version = version.checked_add(1)?;
-        if version > FRESH_AFTER + hash[0] % FRESH_SPREAD {
-            return None;
-        }
-        let bases = match &found[..] {
-            [one] => vec![self.ancestor(*one)?],
-            several if several.iter().any(|layer| layers.depth(*layer) > JOINT_DEPTH) => return None,
-            several => several.to_vec(),
-        };
-        if bases.iter().any(|base| layers.depth(*base) >= DEPTH) {
+        let bases = self.counterparts(plain)?;
+        let cost = self.older.as_ref()?.layers().cost_on(&bases)?;
+        if cost == 0 || cost > FRESH_COST + u32::from(hash[0] % FRESH_SPREAD) {
             return None;
         }
         let mut text = Vec::new();
@@ -195,44 +193,37 @@ impl<'r> Layering<'r> {
         let body = rows::encode(plain, &text, self.level)?;
         let bases: Vec<u32> = bases.iter().map(|base| self.adopt(*base)).collect::<Option<_>>()?;
         let chunk = self.repo.keys().blob_id(BlobType::Chunk, &body);
-        Some((self.add(plain, chunk, version, bases, Some(*hash)), body))
+        Some((self.add(plain, chunk, bases, Some(*hash)), body))
     }
 
-    /// What the next version after a layer leans on: version *n* on *n* with its lowest set bit cleared, so that depth
-    /// grows with the logarithm only (skip-deltas, as in Subversion's FSFS).
-    fn ancestor(&self, older: Older) -> Option<Older> {
-        let layers = &self.older.as_ref()?.layers().layers;
-        let mut at = older;
-        for _ in 0..layers.get(older as usize)?.version.trailing_ones() {
-            match layers.get(at as usize)?.bases[..] {
-                [one] => at = one,
-                _ => break,
-            }
-        }
-        Some(at)
-    }
-
-    /// The layers of the older pieces that a new one takes the place of: two where a cut between them is gone.
+    /// The layers of the older pieces that a new one takes the place of: several where a cut between them is gone. Where
+    /// the new one ends at a new cut, its length tells how far it goes.
     fn counterparts(&mut self, plain: &[u8]) -> Option<Vec<Older>> {
         let tail = tail(plain);
         let end = match self.tails.get(tail) {
             Some(piece) => Some(*piece),
             None => self.read_ahead(tail),
         };
-        let range = match end {
-            Some(end) => {
-                let first = if end >= self.next { self.next.max(end.saturating_sub(1)) } else { end };
-                self.next = end + 1;
-                first..end + 1
-            }
-            // A new cut: what comes next is the rest of the same piece.
-            None => self.next..self.next + 1,
+        let (from, to) = match end.and_then(|end| Some((end, *self.ends.get(end)?))) {
+            Some((end, to)) if to <= self.at => (end, to),
+            Some((_, to)) => (self.piece_at(self.at), to),
+            None => (self.piece_at(self.at), self.at + plain.len() as u64),
         };
-        self.older.as_ref()?.layers().pieces.get(range).map(<[u32]>::to_vec)
+        self.at = to;
+        let last = self.piece_at(to.checked_sub(1)?).max(from);
+        let pieces = &self.older.as_ref()?.layers().pieces;
+        // Of more than can be leant on, the last ones: what was cut away since lies before.
+        let from = from.max((last + 1).saturating_sub(MAX_LAYER_BASES));
+        pieces.get(from..pieces.len().min(last + 1)).map(<[u32]>::to_vec)
+    }
+
+    /// The older piece that has the byte at an offset.
+    fn piece_at(&self, offset: u64) -> usize {
+        self.ends.partition_point(|end| *end <= offset)
     }
 
     fn read_ahead(&mut self, wanted: &[u8]) -> Option<usize> {
-        self.read = self.read.max(self.next);
+        self.read = self.read.max(self.piece_at(self.at));
         for _ in 0..AHEAD {
             let piece = self.read;
             let layer = *self.older.as_ref()?.layers().pieces.get(piece)?;
