@@ -58,9 +58,16 @@ Examples:
   snapshot create --tag nightly --exclude '*.log' --exclude /app/tmp/ ~/app
   snapshot create --source app --host web1 /srv/app
   pg_dump app | snapshot create --stdin --stdin-name app.sql
-  snapshot create --stdin-from-command --stdin-name app.sql -- pg_dump app
+  snapshot create --stdin-from-command --stdin-name app.sql -- mysqldump app
+  snapshot create --postgres postgresql://backup@db.example/app /srv/app
 
-The last is the safer way with a program's output: if it fails, no snapshot is made.
+With --stdin-from-command no snapshot is made if the command fails.
+
+--postgres dumps a PostgreSQL database into postgres/NAME.dump of the snapshot (an archive for pg_restore), and the \
+server's roles into postgres/globals.sql, before any file is read; it may be repeated, also with several servers. It \
+needs pg_dump, no older than the server. A dump that fails makes no snapshot. Give the password in ~/.pgpass or \
+PGPASSWORD rather than in the URL, where others on this machine can see it while this program runs. It is never \
+stored, shown or put on another command line.
 
 With --json: snapshot_id (null for --dry-run), generation, host, source, time, files, directories, databases, bytes, \
 bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, preset (null if none), references (an array, as of \
@@ -95,6 +102,7 @@ With --json: snapshot_id and nodes, an array of objects with path (and path_hex 
 gid, mtime, and where they apply user, group, ctime, inode, size, target, device (major, minor), hard_link (a number \
 that other names of the same file have, too), xattrs (name and value, in hex if they are not UTF-8), extents (offset \
 and length of each stretch of data of a sparse file), database (page_bytes, pages, wal_mode, captured, facts), \
+dump (of a PostgreSQL database, or the roles of its server: kind, database, server_version, tool_version, hash), \
 unverified. facts is what the database said of itself when it was captured: user_version, application_id, \
 schema_version, encoding (1 UTF-8, 2 UTF-16le, 3 UTF-16be), free_pages, schema_hash, and tables: name and rows of each \
 that has pages of its own, or null where they could not be counted or are more than 4,096.";
@@ -210,10 +218,18 @@ Examples:
   snapshot restore latest:srv/app --target /srv/app --delete --exclude /srv/app/cache --dry-run
   snapshot restore latest --source /srv/app --include '*.db' --target /tmp/db --verify
   snapshot restore latest:srv/app --target /srv/app --map-user www-data=app --map-group www-data=app
+  snapshot restore latest --postgres postgresql://postgres@localhost/app_copy --create
+  snapshot restore latest:postgres/app.dump --postgres postgresql://postgres@localhost/app --clean
+
+With --postgres a dump goes to pg_restore, in one transaction: the database has all of it then, or is as it was. Without \
+--clean it must be empty. If the snapshot has several databases, the one with the name in the URL is meant, or that of \
+--postgres-database, or the path behind the colon. --globals makes the roles and tablespaces first, as far as they \
+aren't there; with --owner none everything belongs to the user in the URL.
 
 With --json: snapshot_id, target, files, directories, databases, others, bytes (of which bytes_fetched, bytes_reused), \
 skipped, metadata, deleted, resumed, verified_files, verified_databases, seconds, dry_run, and with --dry-run planned: \
-objects with path, type, bytes and action, which is create, replace, keep, metadata, delete or omit.";
+objects with path, type, bytes and action, which is create, replace, keep, metadata, delete or omit. With --postgres: \
+snapshot_id, path, postgres (server and database), bytes, created, globals, seconds, dry_run.";
 
 pub const TAG: &str = "\
 A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, \

@@ -18,6 +18,8 @@ mod looking;
 mod marks;
 mod one_unit;
 mod picture;
+mod postgres;
+mod postgres_server;
 mod presets;
 mod proving;
 mod prune;

@@ -25,6 +25,7 @@ from common import (
     object_key,
     shaped,
     unseal,
+    unzstd,
 )
 from schema import INNER, LEAF, MARK_SHAPE, ROOT, SNAPSHOT_SHAPE, TREE_SHAPE
 
@@ -95,6 +96,10 @@ class Repository(Blobs):
         return level
 
     def file(self, node):
+        if 18 in node:
+            data = self.dump(node)
+            need(len(data) == node[8] and blake3(data).digest() == node[18][4], "a dump is not what was dumped")
+            return data
         data = b"".join(self.blob(chunk, CHUNK) for chunk in self.chunks(node[9]))
         if 13 not in node:
             need(len(data) == node[8], "the chunks don't add up to the file")
@@ -105,6 +110,21 @@ class Repository(Blobs):
             at += length
         need(at == len(data) and len(out) == node[8], "the chunks don't add up to the extents")
         return bytes(out)
+
+    def dump(self, node):
+        chunks, lists = [self.blob(chunk, CHUNK) for chunk in self.chunks(node[9])], node[18].get(5, 0)
+        if not lists:
+            return b"".join(chunks)
+        need(lists <= len(chunks), "a list of layers is longer than the content")
+        pieces, layers = layer_list(b"".join(chunks[:lists]), len(chunks) - lists)
+        decoded = []
+        for (plain_bytes, bases, wanted), chunk in zip(layers, chunks[lists:]):
+            if bases:
+                chunk = rows(chunk, b"".join(decoded[base] for base in bases))
+                need(blake3(chunk).digest() == wanted, "a layer does not decode to what it stands for")
+            need(len(chunk) == plain_bytes, "a layer has another length than stated")
+            decoded.append(chunk)
+        return b"".join(decoded[piece] for piece in pieces)
 
     # Databases
 
@@ -161,6 +181,54 @@ class Repository(Blobs):
 def split(data):
     need(len(data) % 32 == 0, "a list of ids is cut short")
     return [data[at : at + 32] for at in range(0, len(data), 32)]
+
+
+def layer_list(data, count):
+    """The pieces of a stream as numbers of layers, and what is said of each layer."""
+    cursor = Cursor(data)
+    need(cursor.number(4) == count, "a list of layers is for another number of them")
+    pieces, layers, costs = cursor.number(4), [], []
+    for number in range(count):
+        plain_bytes, bases = cursor.number(4), cursor.number(1)
+        need(bases <= 4, "a layer leans on more than four others")
+        bases = [cursor.number(4) for _ in range(bases)]
+        need(all(base < number for base in bases), "a layer leans on a later one")
+        costs.append(1 + sum(costs[base] for base in bases) if bases else 0)
+        need(costs[-1] <= 64, "a layer takes too many others")
+        layers.append((plain_bytes, bases, cursor.take(32) if bases else None))
+    pieces = [cursor.number(4) for _ in range(pieces)]
+    need(not cursor.left and all(piece < count for piece in pieces), "a list of layers makes no sense")
+    return pieces, layers
+
+
+def rows(body, base):
+    """Decodes a delta of rows."""
+    old, cursor = row_list(base), Cursor(body)
+    script_bytes, packed_bytes, new_bytes = (cursor.number(4) for _ in range(3))
+    script = Cursor(unzstd(cursor.take(packed_bytes), script_bytes))
+    count = script.number(4)
+    need(3 * count <= script_bytes, "a script has fewer entries than stated")
+    steps, copied, new = ([script.varint() for _ in range(count)] for _ in range(3))
+    need(not script.left, "a script is longer than its entries")
+    at, ranges = 0, []
+    for step, length in zip(steps, copied):
+        at += step >> 1 ^ -(step & 1)
+        need(0 <= at and at + length <= len(old), "a copy of rows that are not there")
+        ranges.append((at, at + length))
+        at += length
+    used = {row for first, end in ranges for row in range(first, end)}
+    prefix = b"".join(row for number, row in enumerate(old) if number not in used)
+    fresh, out, taken = row_list(unzstd(cursor.take(cursor.left), new_bytes, prefix)), [], 0
+    for (first, end), length in zip(ranges, new):
+        out += old[first:end] + fresh[taken : taken + length]
+        taken += length
+    need(taken == len(fresh), "a script takes another number of new rows than there are")
+    return b"".join(out)
+
+
+def row_list(text):
+    parts = text.split(b"\n")
+    return [part + b"\n" for part in parts[:-1]] + [part for part in parts[-1:] if part]
 
 
 def check_node(node):

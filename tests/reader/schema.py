@@ -14,11 +14,13 @@ WAL = Shape({0: u64, 1: u64, 2: time, 3: time, 4: u64})
 TABLE = Shape({0: text, 1: u64})
 FACTS = Shape({0: integer(32), 1: integer(32), 2: u32, 3: u32, 4: u32, 5: raw(32), 6: array(TABLE)}, [5, 6])
 DB = Shape({0: ident, 1: time, 2: u64, 3: WAL, 4: boolean, 5: u64, 6: FACTS}, [3, 6])
+DUMP = Shape({0: text, 1: text, 2: raw(), 3: text, 4: raw(32), 5: u32}, [1, 2, 3, 5])
 CONTENT = Shape({0: within(0, 4), 1: ids})
 NODE = Shape(
     {0: raw(), 1: within(0, 7), 2: within(0, 0o7777), 3: u32, 4: u32, 5: time, 6: time, 7: u64, 8: u64, 9: CONTENT,
-     10: raw(), 11: u64, 12: array(row(raw(), raw())), 13: array(u64), 14: ident, 15: DB, 16: u64, 17: text},
-    range(6, 18),
+     10: raw(), 11: u64, 12: array(row(raw(), raw())), 13: array(u64), 14: ident, 15: DB, 16: u64, 17: text,
+     18: DUMP},
+    range(6, 19),
 )
 TREE_SHAPE = Shape({0: array(NODE), 1: array(ident)}, [1])
 ROOT = Shape({0: u32, 1: within(1, 0xFFFFFFFE), 2: raw(32), 3: within(0, 4), 4: ids})
