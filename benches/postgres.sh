@@ -74,7 +74,7 @@ for db in bench orders; do
     now=("$(size "$dir/$db.snapshot")" "$(size "$dir/$db.restic")")
     ours=$((now[0] - before[0])) theirs=$((now[1] - before[1]))
     bytes=$("$program" -q --json -r "$dir/$db.snapshot" --key-file "$dir/key.$db" list | grep -o '"bytes":[0-9]*' | tail -1 | cut -d: -f2)
-    printf '%-8s %5s %12s %12s %12s %8s\n' "$db" "$n" "$bytes" "$ours" "$theirs" "1/$((theirs / ours))"
+    printf '%-8s %5s %12s %12s %12s %8s\n' "$db" "$n" "$bytes" "$ours" "$theirs" "1/$(awk "BEGIN { printf \"%.1f\", $theirs / $ours }")"
     before=("${now[@]}")
   done
 done

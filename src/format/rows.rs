@@ -68,7 +68,7 @@ impl<'t> Rows<'t> {
     }
 }
 
-/// Encodes `plain` against an older text; `None` if more than half of it is new, or anything is too long.
+/// Encodes `plain` against an older text; `None` if more than seven eighths of it are new, or anything is too long.
 pub fn encode(plain: &[u8], base: &[u8], level: i32) -> Option<Vec<u8>> {
     if plain.len() > MAX_FRAME_BYTES || base.len() > MAX_BASE_BYTES {
         return None;
@@ -81,7 +81,7 @@ pub fn encode(plain: &[u8], base: &[u8], level: i32) -> Option<Vec<u8>> {
         let from = at + step.copied as usize;
         at = from + step.new as usize;
         fresh.extend_from_slice(new.range(from, at)?);
-        if fresh.len() > plain.len() / 2 {
+        if fresh.len() > plain.len() / 8 * 7 {
             return None;
         }
     }

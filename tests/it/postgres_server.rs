@@ -1,9 +1,10 @@
 //! A real PostgreSQL server, started for the tests: on a socket in a temporary directory and a port of the loopback.
 
 use std::fs;
+use std::io::{Seek, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -118,11 +119,6 @@ impl Server {
         let _ = command.arg("-D").arg(self.data()).args(["-m", "immediate", "-w", "stop"]).output();
     }
 
-    /// The directory of the socket.
-    pub fn socket(&self) -> &Path {
-        &self.dir
-    }
-
     /// The URL of a database over the socket, as the superuser.
     pub fn url(&self, database: &str) -> String {
         self.url_of("postgres", database)
@@ -143,7 +139,12 @@ impl Server {
         let mut command = Command::new(programs().join("psql"));
         command.env_clear().env("LC_ALL", "C.UTF-8").args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d"]);
         let name: String = database.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        must(command.arg(self.url(&name)).args(["-c", sql])).trim_end().to_owned()
+        command.arg(self.url(&name)).args(["-f", "-"]);
+        // From its input: there each statement is a transaction of its own.
+        let mut script = tempfile::tempfile().unwrap();
+        script.write_all(sql.as_bytes()).unwrap();
+        script.rewind().unwrap();
+        must(command.stdin(script)).trim_end().to_owned()
     }
 
     /// A new database of this name, in place of one that there may be.
