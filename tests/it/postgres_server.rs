@@ -74,6 +74,7 @@ pub fn shared() -> &'static Server {
 
 impl Server {
     /// A server of its own.
+    #[allow(clippy::zombie_processes)] // The shell outlives this process.
     pub fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("snapshot-pg-").tempdir().unwrap().keep();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
