@@ -44,8 +44,8 @@ pub(super) struct Surveyed {
     pub databases: BTreeMap<Vec<u8>, Node>,
     /// Databases that could not be captured, and why.
     pub refused: BTreeMap<Vec<u8>, String>,
-    /// Names that the previous generation did not have.
-    new: Vec<Vec<u8>>,
+    /// Names that the previous generation did not have, each with a slash behind it: there may be a million.
+    new: Vec<u8>,
     /// Names of the previous generation that were gone, or are left out now.
     gone: HashSet<Vec<u8>>,
 }
@@ -168,7 +168,7 @@ impl Walker<'_> {
     ) {
         let older = self.older_tree(older.as_ref());
         let mut seen = vec![false; older.len()];
-        let mut new = Vec::new();
+        let mut new: Vec<u8> = Vec::new();
         let is_left_out = self.options.exclude_caches && is_cache(&directory);
         let entries = if is_left_out { None } else { fs::read_dir(&directory).ok() };
         for entry in entries.into_iter().flatten().flatten() {
@@ -192,10 +192,14 @@ impl Walker<'_> {
             }
             match at {
                 Some(at) => seen[at] = true,
-                None => new.push(name),
+                None => {
+                    new.extend(name);
+                    new.push(b'/');
+                }
             }
         }
         let gone = seen.iter().zip(&older).filter(|(seen, _)| !**seen).map(|(_, node)| node.name.to_vec()).collect();
+        new.shrink_to_fit();
         let surveyed = Surveyed { new, gone, ..Surveyed::default() };
         if !(surveyed.new.is_empty() && surveyed.gone.is_empty()) {
             self.survey.directories.insert(directory, surveyed);
@@ -267,9 +271,10 @@ impl Walker<'_> {
         if !self.vanished.after_capture.load(Ordering::Relaxed) {
             return;
         }
-        let known = older.keys().filter(|name| !surveyed.gone.contains(*name));
-        let mut vanished: Vec<_> =
-            known.chain(&surveyed.new).filter(|name| listed.binary_search(name).is_err()).collect();
+        let known = older.keys().filter(|name| !surveyed.gone.contains(*name)).map(Vec::as_slice);
+        let new = surveyed.new.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        let is_listed = |name: &[u8]| listed.binary_search_by(|listed| listed[..].cmp(name)).is_ok();
+        let mut vanished: Vec<&[u8]> = known.chain(new).filter(|name| !is_listed(name)).collect();
         vanished.sort_unstable();
         for name in vanished.into_iter().filter(|name| !surveyed.databases.contains_key(*name)) {
             self.vanished.report(&directory.join(OsStr::from_bytes(name)), self.reporter);
