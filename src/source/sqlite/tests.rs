@@ -16,6 +16,8 @@ use super::journal;
 use super::locks::sidecar;
 use super::{Database, Refusal};
 
+/// No database here comes near to that.
+const MAX_BYTES: u64 = 64 << 20;
 const MAX_LOCK: Duration = Duration::from_secs(30);
 
 /// A directory, in memory where there is such a place: hundreds of rollbacks are synced.
@@ -70,7 +72,9 @@ fn rolled_back(path: &Path) -> Option<Vec<u8>> {
     }
     let db = Connection::open(&copy).unwrap();
     let done = db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
-    done.is_ok().then(|| fs::read(&copy).unwrap())
+    // A journal that states a wrong size makes it as large as that, which may be terabytes of nothing.
+    let is_sensible = fs::metadata(&copy).unwrap().len() < MAX_BYTES;
+    (done.is_ok() && is_sensible).then(|| fs::read(&copy).unwrap())
 }
 
 /// What SQLite makes of a main file and its log.
