@@ -293,7 +293,6 @@ fn a_server_that_goes_and_a_user_who_interrupts() {
     wait_until("0");
     let (command, child) = create();
     wait_until("1");
-    // No secret in what others can see of the child.
     server.kill();
     Ran::new(&command, child.wait_with_output().unwrap()).expect(1).names(["pg_dump of", "hint: "]);
     let _ = holder.kill();

@@ -176,7 +176,7 @@ impl Walker<'_> {
     fn layer(&mut self, layering: &mut Layering<'_>, chunk: &[u8]) -> Result<()> {
         self.reporter.advance_read(chunk.len() as u64, 0);
         if let Some(stored) = layering.piece(chunk.to_vec()) {
-            let ticket = self.feeder.submit(Work::Layer(stored))?;
+            let ticket = self.feeder.submit(Work::Layer(stored, layering.level()))?;
             self.feeder.event(Event::Layer(ticket))?;
         }
         Ok(())
@@ -184,10 +184,11 @@ impl Walker<'_> {
 
     /// Ends a stream in layers.
     fn layered(&mut self, layering: Layering<'_>, node: Node, about: Dump) -> Result<()> {
+        let level = layering.level();
         let layered = layering.finish();
         let layers = (!layered.lists.is_empty()).then_some(layered.lists.len() as u32);
         for list in layered.lists {
-            let ticket = self.feeder.submit(Work::Layer(list))?;
+            let ticket = self.feeder.submit(Work::Layer(list, level))?;
             self.feeder.event(Event::Layer(ticket))?;
         }
         let dump = Some(Dump { hash: layered.hash.to_vec().into(), layers, ..about });

@@ -20,8 +20,8 @@ const TAIL_BYTES: usize = 64;
 const AHEAD: usize = 4;
 /// Decoded layers that are kept: those read ahead, and some more.
 const CACHED_LAYERS: usize = 8;
-/// zstd level for rows that are new: they are few.
-const DELTA_LEVEL: i32 = 9;
+/// zstd level for what is new in a stream that has an older generation: it is little.
+const LATER_LEVEL: i32 = 9;
 /// A piece is stored in full once so many deltas would have to be decoded for it, or up to [`FRESH_SPREAD`] more by its
 /// hash, so that not all of a stream is in the same night.
 const FRESH_COST: u32 = 20;
@@ -91,7 +91,7 @@ impl<'r> Layering<'r> {
         let ends = ends.collect();
         Self {
             repo,
-            level: level.max(DELTA_LEVEL),
+            level: if older.is_some() { level.max(LATER_LEVEL) } else { level },
             older,
             by_chunk,
             by_hash,
@@ -107,6 +107,11 @@ impl<'r> Layering<'r> {
             hasher: blake3::Hasher::new(),
             bytes: 0,
         }
+    }
+
+    /// The zstd level for what is to be stored.
+    pub(super) fn level(&self) -> i32 {
+        self.level
     }
 
     /// Adds the next piece of the stream; returns what is to be stored for it as a chunk, if anything.

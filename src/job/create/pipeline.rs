@@ -30,8 +30,8 @@ pub enum Work {
     Files(Vec<SmallFile>),
     /// Hash and compress a piece of a large file.
     Chunk(Vec<u8>),
-    /// The same for what stands for a piece of a stream, which was counted as it was read.
-    Layer(Vec<u8>),
+    /// The same for what stands for a piece of a stream, which was counted as it was read; with its zstd level.
+    Layer(Vec<u8>, i32),
     /// Encode pages of a database that were claimed.
     Segment(NewSegment),
 }

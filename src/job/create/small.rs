@@ -62,9 +62,9 @@ impl Worker<'_> {
                 Work::Files(files) => self.files(files),
                 Work::Chunk(bytes) => {
                     self.reporter.advance_read(bytes.len() as u64, 0);
-                    self.chunk(bytes)
+                    self.chunk(bytes, self.level)
                 }
-                Work::Layer(bytes) => self.chunk(bytes),
+                Work::Layer(bytes, level) => self.chunk(bytes, level),
                 Work::Segment(new) => self.segment(&new),
             };
             if reply.send(outcome).is_err() {
@@ -124,7 +124,7 @@ impl Worker<'_> {
             if self.claims.claim(id) {
                 // What can't be compressed would only dilute what can.
                 if zstd::looks_random(&bytes) {
-                    frames.push(self.single(id, bytes));
+                    frames.push(single(id, bytes, self.level));
                 } else {
                     gather.push(id, BlobType::Chunk, &bytes);
                     frames.extend(gather.is_full().then(|| gather.take(self.level)).flatten());
@@ -134,14 +134,9 @@ impl Worker<'_> {
         node
     }
 
-    fn single(&self, id: BlobId, bytes: Vec<u8>) -> Frame {
-        let entry = Entry { id, kind: BlobType::Chunk, plain_bytes: bytes.len() as u32 };
-        encode_frame(vec![entry], bytes, self.level)
-    }
-
-    fn chunk(&self, bytes: Vec<u8>) -> Outcome {
+    fn chunk(&self, bytes: Vec<u8>, level: i32) -> Outcome {
         let id = self.keys.blob_id(BlobType::Chunk, &bytes);
-        let frames = self.claims.claim(id).then(|| self.single(id, bytes)).into_iter().collect();
+        let frames = self.claims.claim(id).then(|| single(id, bytes, level)).into_iter().collect();
         Outcome { id: Some(id), frames, ..Outcome::default() }
     }
 
@@ -178,6 +173,11 @@ fn read_whole(file: &SmallFile) -> std::io::Result<Whole> {
     // What has grown meanwhile is cut off at what one frame may hold with others, and named as changed.
     (&handle).take(before.len().clamp(1 << 20, MAX_BYTES)).read_to_end(&mut bytes)?;
     Ok(Whole { changed: has_changed(&before, &handle.metadata()?, bytes.len() as u64), bytes })
+}
+
+fn single(id: BlobId, bytes: Vec<u8>, level: i32) -> Frame {
+    let entry = Entry { id, kind: BlobType::Chunk, plain_bytes: bytes.len() as u32 };
+    encode_frame(vec![entry], bytes, level)
 }
 
 /// Whether a file was written to between two looks at it, or had another length than was read.
