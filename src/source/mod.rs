@@ -3,6 +3,9 @@
 pub mod attributes;
 pub mod capture;
 pub mod exclude;
+pub mod exclusive;
+pub mod handles;
+pub mod journal;
 pub mod marker;
 pub mod older;
 pub mod owners;
@@ -13,5 +16,6 @@ mod segmenter;
 pub mod spool;
 pub mod sqlite;
 pub mod stat;
+pub mod steps;
 pub mod target;
 pub mod temporary;

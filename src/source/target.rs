@@ -4,7 +4,7 @@
 //! everything is made relative to such a handle: neither a planted link nor a directory that is moved away leads out
 //! of the target. A file is made under a temporary name and gets its own when it is complete (`temporary`).
 //!
-//! May depend on `crypto` for randomness, `error`, `id` and its neighbours `temporary` and `marker`.
+//! May depend on `crypto` for randomness, `error`, `id` and its neighbours `temporary`, `marker` and `steps`.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -20,6 +20,7 @@ use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::marker::{self, MARKER};
+use super::steps::step;
 use super::temporary::{REUSED_BYTES, Temporary, is_temporary, is_temporary_of};
 use crate::error::{Error, Result};
 
@@ -189,6 +190,7 @@ impl Folder {
     pub fn make(self: &Arc<Self>, name: &[u8], replace: bool) -> Result<Arc<Self>> {
         let at = self.handle()?;
         let mut is_new = true;
+        step();
         match fs::mkdirat(&at, name, FILLING) {
             Ok(()) => {}
             Err(Errno::EXIST) if self.is_folder(name)? => is_new = false,
@@ -377,11 +379,48 @@ impl Folder {
         }
     }
 
+    /// Opens a regular file for reading and writing; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn open_to_write(&self, name: &[u8]) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match fs::openat(self.handle()?, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::NOENT | Errno::LOOP) => Ok(None),
+            Err(e) => Err(self.failed("open", name, e)),
+        }
+    }
+
+    /// Makes a file that must not be there yet, for nobody else to read.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn create(&self, name: &[u8]) -> Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = fs::openat(self.handle()?, name, flags, Mode::RUSR | Mode::WUSR);
+        made.map_err(|e| self.failed("create", name, e))
+    }
+
+    /// Makes the names in it durable: what was made, renamed or removed.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn sync(&self) -> Result<()> {
+        step();
+        match fs::fsync(&*self.handle()?) {
+            // Not every file system can do that for a directory.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(e) => Err(Error::file("write", self.path(), e)),
+        }
+    }
+
     /// Removes a name that is no directory's; nothing happens if nothing has it.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn remove(&self, name: &[u8]) -> Result<()> {
+        step();
         match fs::unlinkat(self.handle()?, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(self.failed("remove", name, e)),
@@ -393,6 +432,7 @@ impl Folder {
     /// # Errors
     /// [`Error::File`], if it is not empty too.
     pub fn remove_folder(&self, name: &[u8]) -> Result<()> {
+        step();
         fs::unlinkat(self.handle()?, name, AtFlags::REMOVEDIR).map_err(|e| self.failed("remove", name, e))
     }
 

@@ -1,11 +1,11 @@
 //! Files under temporary names: written there, given their own name when they are complete.
 //!
-//! May depend on `error` and its neighbour `target`. A temporary name tells whose it is, so that a run that was killed
+//! May depend on `error` and its neighbours `target` and `steps`. A temporary name tells whose it is, so that a run that was killed
 //! can be gone on with: what it left may hold anything, and is taken only as far as its content is proved.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{self, AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::steps::step;
 use super::target::{Folder, lock};
 use crate::error::{Error, Result};
 
@@ -89,6 +90,7 @@ impl Temporary {
     /// # Errors
     /// [`Error::File`].
     pub fn make_file(&self) -> Result<()> {
+        step();
         let opened = self.open(OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
         self.exists.store(true, Ordering::Relaxed);
         *lock(&self.file) = Some(opened);
@@ -195,31 +197,27 @@ impl Temporary {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn write_at(&self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
-        let file = self.file()?;
-        while !bytes.is_empty() {
-            match rustix::io::pwrite(&*file, bytes, offset) {
-                Ok(0) => return Err(self.failed("write", io::ErrorKind::WriteZero)),
-                Ok(n) => {
-                    bytes = bytes.get(n..).unwrap_or_default();
-                    offset += n as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed("write", e)),
-            }
-        }
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        step();
+        write_all_at(&*self.file()?, bytes, offset).map_err(|e| self.failed("write", e))?;
         if self.folder.shared.open_files.load(Ordering::Relaxed) > OPEN_FILES {
             self.close();
         }
         Ok(())
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable, attributes too.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn sync(&self) -> Result<()> {
-        fs::fdatasync(&*self.file()?).map_err(|e| self.failed("write", e))
+        step();
+        fs::fsync(&*self.file()?).map_err(|e| self.failed("write", e))
+    }
+
+    /// Where it is until it gets its name.
+    pub fn temporary_path(&self) -> PathBuf {
+        self.folder.path_of(&self.temporary)
     }
 
     /// Gives it its name, in place of what has it.
@@ -228,6 +226,7 @@ impl Temporary {
     /// [`Error::File`], if a directory has the name too.
     pub fn place(&self) -> Result<()> {
         let at = self.folder.handle()?;
+        step();
         fs::renameat(&at, &self.temporary, &at, &self.name).map_err(|e| self.failed("create", e))?;
         // Renaming one name of a file to another name of the same file does nothing: then both are still there.
         self.exists.store(false, Ordering::Relaxed);
@@ -236,6 +235,41 @@ impl Temporary {
         }
         Ok(())
     }
+}
+
+/// Fills all of `bytes` from an offset of a file.
+///
+/// # Errors
+/// The system's, and [`io::ErrorKind::UnexpectedEof`].
+pub fn read_exact_at(file: impl AsFd, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pread(&file, &mut *bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                bytes = bytes.get_mut(n..).unwrap_or_default();
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of some bytes at an offset of a file.
+pub(super) fn write_all_at(file: impl AsFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&file, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                bytes = bytes.get(n..).unwrap_or_default();
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Temporary {

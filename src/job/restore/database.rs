@@ -4,7 +4,6 @@
 //! root. Pages are written segment by segment, wherever they belong.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,27 +13,33 @@ use rayon::prelude::*;
 use super::context::Context;
 use super::existing::Reuse;
 use super::fetch::{self, Wanted};
-use super::reuse::{self, open_regular};
+use super::in_place;
+use super::reuse::open_regular;
+use super::verify;
 use super::write::Part;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, Root};
 use crate::format::segment::{Decoded, SlotSet};
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
-use crate::source::temporary::Temporary;
+use crate::source::temporary::{Temporary, read_exact_at};
 
 /// Leaves that are dealt with at once: their pages are listed in some 5 MiB.
-const WINDOW_LEAVES: usize = 32;
+pub(super) const WINDOW_LEAVES: usize = 32;
 /// The file is read back in blocks of this many bytes, two at a time.
-const READ_BACK_BYTES: usize = 2 << 20;
+pub(super) const READ_BACK_BYTES: usize = 2 << 20;
+
+/// Writes bytes at an offset; called by several threads.
+pub(super) type Write<'a> = dyn Fn(&[u8], u64) -> Result<()> + Sync + 'a;
 
 /// A page, and where it is.
-struct Page {
+pub(super) struct Page {
     /// Number in [`Window::segments`].
     segment: u32,
     slot: u8,
-    number: u64,
-    hash: PageHash,
+    /// Counts from 0.
+    pub number: u64,
+    pub hash: PageHash,
 }
 
 /// Restores a database.
@@ -44,20 +49,31 @@ struct Page {
 pub(super) fn write(context: &Context<'_>, part: &Part) -> Result<()> {
     let database = part.node.database.as_ref().ok_or_else(|| Error::corrupt("a database's node", "it has no map"))?;
     let (root, leaves) = context.repo.read_map(&database.map)?;
+    if in_place::write(context, part, &root, &leaves)? {
+        context.reporter.advance(0, 1);
+        return Ok(());
+    }
     let (made, local) = begin(part)?;
     let filled = fill(context, &root, &leaves, &made, &local);
     if matches!(filled, Err(Error::Interrupted)) {
         part.folder.keep_unfinished();
     }
     if filled?.as_bytes()[..] != root.file_hash[..] {
-        return Err(Error::corrupt(
-            format!("page map {}", database.map),
-            "its pages do not add up to the file captured",
-        ));
+        return Err(not_captured(part));
+    }
+    if part.folder.stat(&part.node.name)?.is_some() {
+        made.sync()?;
+        verify::check_sound(context, &made.temporary_path(), &part.path())?;
     }
     part.complete(context, &made)?;
     context.reporter.advance(0, 1);
     Ok(())
+}
+
+/// That a database does not come out as it was.
+pub(super) fn not_captured(part: &Part) -> Error {
+    let map = part.node.database.as_ref().map_or_else(String::new, |database| database.map.to_string());
+    Error::corrupt(format!("page map {map}"), "its pages do not add up to the file captured")
 }
 
 /// Writes all pages, and reads the file back: what comes out is its hash.
@@ -77,7 +93,7 @@ fn fill(
             Local::Itself => window.take_local(context, root, made, &*made.file()?, false)?,
             Local::Other(file) => window.take_local(context, root, made, file, true)?,
         }
-        window.write(context, root, made, matches!(local, Local::Itself))?;
+        window.write(context, root, &|bytes, at| made.write_at(bytes, at), matches!(local, Local::Itself))?;
     }
     read_back(context, &*made.file()?, &made.path(), file_bytes)
 }
@@ -115,16 +131,16 @@ fn begin(part: &Part) -> Result<(Temporary, Local)> {
 const STRETCH_BYTES: u64 = 8 << 20;
 
 /// The pages of some leaves, by segment.
-struct Window {
+pub(super) struct Window {
     segments: Vec<(BlobId, Place)>,
-    pages: Vec<Page>,
+    pub pages: Vec<Page>,
 }
 
 /// In which order segments are read: stretch of the file, whether it leans on others, place.
 type Turn = (u64, bool, Place);
 
 impl Window {
-    fn read(context: &Context<'_>, root: &Root, first_leaf: usize, leaves: &[BlobId]) -> Result<Self> {
+    pub(super) fn read(context: &Context<'_>, root: &Root, first_leaf: usize, leaves: &[BlobId]) -> Result<Self> {
         context.reporter.check_interrupt()?;
         let read: Vec<_> = leaves.par_iter().map(|id| context.repo.read_leaf(id)).collect::<Result<_>>()?;
         let mut numbers = HashMap::new();
@@ -171,7 +187,7 @@ impl Window {
                 let mut page = vec![0; page_bytes];
                 let has = |wanted: &Page| {
                     let at = wanted.number * page_bytes as u64;
-                    let same = reuse::read_exact(local, &mut page, at).is_some()
+                    let same = read_exact_at(local, &mut page, at).is_ok()
                         && context.repo.keys().page_hash(&page) == wanted.hash;
                     if same && copies && !is_zero(&page) {
                         made.write_at(&page, at)?;
@@ -214,7 +230,13 @@ impl Window {
     }
 
     /// Fetches the pages. In a file that holds something already, zeros are written too.
-    fn write(mut self, context: &Context<'_>, root: &Root, made: &Temporary, writes_zeros: bool) -> Result<()> {
+    pub(super) fn write(
+        mut self,
+        context: &Context<'_>,
+        root: &Root,
+        write: &Write<'_>,
+        writes_zeros: bool,
+    ) -> Result<()> {
         let (turns, bases) = self.turns(context, root);
         self.pages.sort_unstable_by_key(|p| (turns.get(p.segment as usize), p.slot, p.number));
         let mut wanted = Vec::new();
@@ -241,7 +263,7 @@ impl Window {
                 if bases.contains(&id) {
                     context.repo.remember_base(id, &decoded);
                 }
-                write_pages(context, root, made, &id, &decoded, pages, writes_zeros)
+                write_pages(context, root, write, &id, &decoded, pages, writes_zeros)
             })
         })
     }
@@ -251,7 +273,7 @@ impl Window {
 fn write_pages(
     context: &Context<'_>,
     root: &Root,
-    made: &Temporary,
+    write: &Write<'_>,
     id: &BlobId,
     decoded: &Decoded,
     pages: &[Page],
@@ -273,7 +295,7 @@ fn write_pages(
         if let Some(bytes) = decoded.pages(usize::from(first.slot), run.len())
             && !is_hole(first)
         {
-            made.write_at(bytes, first.number * u64::from(root.page_bytes))?;
+            write(bytes, first.number * u64::from(root.page_bytes))?;
         }
     }
     let bytes = (pages.len() * page_bytes) as u64;
@@ -294,16 +316,7 @@ fn is_zero(page: &[u8]) -> bool {
 pub(super) fn read_back(context: &Context<'_>, file: &OwnedFd, path: &Path, file_bytes: u64) -> Result<blake3::Hash> {
     let read = |buffer: &mut Vec<u8>, at: u64| {
         buffer.resize(READ_BACK_BYTES.min((file_bytes - at) as usize), 0);
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pread(file, rest, at + filled as u64) {
-                Ok(0) => return Err(Error::file("read", path, io::ErrorKind::UnexpectedEof)),
-                Ok(n) => filled += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(Error::file("read", path, e)),
-            }
-        }
-        Ok(())
+        read_exact_at(file, buffer, at).map_err(|e| Error::file("read", path, e))
     };
     let mut hasher = blake3::Hasher::new();
     let (mut this, mut next) = (Vec::new(), Vec::new());

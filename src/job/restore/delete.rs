@@ -19,6 +19,8 @@ use crate::format::MAX_TREE_DEPTH;
 use crate::format::tree::NodeKind;
 use crate::repo::Selected;
 use crate::report::{Problem, Severity};
+use crate::source::exclusive::in_use;
+use crate::source::handles::Holder;
 use crate::source::marker::MARKER;
 use crate::source::target::Folder;
 use crate::source::temporary::is_temporary;
@@ -49,7 +51,7 @@ pub(super) struct Deletion {
     /// What stays though the snapshot doesn't have it, and why.
     left: Vec<(PathBuf, &'static str)>,
     /// A database that another process has open.
-    open_database: Option<PathBuf>,
+    open_database: Option<(PathBuf, Holder)>,
     is_anything_covered: bool,
 }
 
@@ -130,8 +132,11 @@ impl Deletion {
                 self.left.push((parent.path_of(&doomed.name), KEY));
                 return Ok(false);
             }
-            if is_file && !options.force && existing::is_part_of_open_database(&parent, &doomed.name)? {
-                self.open_database.get_or_insert_with(|| parent.path_of(&doomed.name));
+            if is_file
+                && !options.force
+                && let Some(holder) = existing::is_part_of_open_database(&parent, &doomed.name)?
+            {
+                self.open_database.get_or_insert_with(|| (parent.path_of(&doomed.name), holder));
             }
             self.doomed.push(doomed);
             return Ok(true);
@@ -172,9 +177,9 @@ impl Deletion {
     /// Why this must not be done, unless it is forced.
     pub(super) fn objection(&self, selected: &Selected) -> Option<Error> {
         let count = self.doomed.len() as u64;
-        if let Some(database) = &self.open_database {
+        if let Some((database, holder)) = &self.open_database {
             return Some(Error::refused(
-                format!("--delete would remove {}, a database that another process has open", display(database)),
+                format!("--delete would remove {}, a database that {holder} has open", display(database)),
                 "end that process, or leave it with --exclude",
             ));
         }
@@ -266,9 +271,11 @@ impl Doomed {
         if self.kind == FileType::Directory {
             return folder.remove_folder(name);
         }
-        if self.kind == FileType::RegularFile && !options.force && existing::is_part_of_open_database(folder, name)? {
-            let what = format!("another process has the database {} open", display(&folder.path_of(name)));
-            return Err(Error::refused(what, "end that process and restore again"));
+        if self.kind == FileType::RegularFile
+            && !options.force
+            && let Some(holder) = existing::is_part_of_open_database(folder, name)?
+        {
+            return Err(in_use(&folder.path_of(name), &holder));
         }
         folder.open_up()?;
         folder.remove(name)

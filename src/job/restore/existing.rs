@@ -1,10 +1,8 @@
 //! What is at the target already: what to leave, what to replace, and what belongs to a database that is replaced.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use rustix::fs::{FileType, Stat};
 
 use super::context::Context;
@@ -13,13 +11,10 @@ use super::plan::Walk;
 use super::{Overwrite, display, reuse};
 use crate::error::{Error, Result};
 use crate::format::tree::{Database, Node, NodeKind};
+use crate::source::exclusive::{beside, in_use, locked_by, owner_of};
+use crate::source::handles::Holder;
+use crate::source::sqlite::SIDECARS;
 use crate::source::target::Folder;
-
-pub(super) const SIDECARS: [&[u8]; 3] = [b"-wal", b"-shm", b"-journal"];
-/// Where SQLite locks a database file: offset and length in bytes.
-const FILE_LOCKS: (i64, i64) = (0x4000_0000, 512);
-/// Where it locks the `-shm` file; the last byte is held by everyone who has the database open.
-const SHM_LOCKS: (i64, i64) = (120, 9);
 
 /// What of a file that is there is used for the one that replaces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,17 +55,14 @@ fn may_be_database(node: &Node) -> bool {
     node.kind == NodeKind::Database || (node.kind == NodeKind::File && node.unverified.is_some())
 }
 
-fn beside(name: &[u8], suffix: &[u8]) -> Vec<u8> {
-    [name, suffix].concat()
-}
-
 /// The names of files beside a database that must be gone before it gets its name: an old WAL must never blend into a
-/// restored database. Those that the snapshot restores are replaced on their own.
-pub(super) fn stale_sidecars(folder: &Folder, node: &Node, walk: &Walk<'_>) -> Vec<Vec<u8>> {
+/// restored database. Those that the snapshot restores are replaced on their own: a database that could not be captured
+/// is stored with them, each file by itself.
+pub(super) fn stale_sidecars(folder: &Folder, node: &Node, walk: &Walk<'_>) -> Option<Vec<Vec<u8>>> {
     if folder.is_new() || !may_be_database(node) {
-        return Vec::new();
+        return None;
     }
-    SIDECARS.iter().map(|suffix| beside(&node.name, suffix)).filter(|name| !walk.will_reach(name)).collect()
+    Some(SIDECARS.iter().map(|suffix| beside(&node.name, suffix)).filter(|name| !walk.will_reach(name)).collect())
 }
 
 /// The kind of a file by its stat.
@@ -98,11 +90,11 @@ pub(super) fn judge(context: &Context<'_>, folder: &Folder, node: &Node, link: L
             return Ok(verdict);
         }
     }
-    if !context.options.force && may_be_database(node) && is_in_use(folder, &node.name)? {
-        return Err(Error::refused(
-            format!("another process has the database {} open", display(&folder.path_of(&node.name))),
-            "end that process and restore again, or restore to another directory",
-        ));
+    if !context.options.force
+        && may_be_database(node)
+        && let Some(holder) = locked_by(folder, &node.name)?
+    {
+        return Err(in_use(&folder.path_of(&node.name), &holder));
     }
     let Some(stat) = there else { return Ok(Verdict::Create) };
     if kind(&stat) == FileType::Directory && !(context.options.replaces_kinds() && folder_is_empty(folder, node)?) {
@@ -199,35 +191,10 @@ fn is_captured(context: &Context<'_>, database: &Database, file: &OwnedFd, path:
 ///
 /// # Errors
 /// If its locks can't be looked at.
-pub(super) fn is_part_of_open_database(folder: &Folder, name: &[u8]) -> Result<bool> {
-    let owner = SIDECARS.iter().find_map(|suffix| name.strip_suffix(*suffix)).unwrap_or(name);
-    match is_in_use(folder, owner) {
+pub(super) fn is_part_of_open_database(folder: &Folder, name: &[u8]) -> Result<Option<Holder>> {
+    match locked_by(folder, owner_of(name).unwrap_or(name)) {
         // What we may not read is not ours to know of; who may delete it decides by the directory.
-        Err(Error::File { error, .. }) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+        Err(Error::File { error, .. }) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
         answer => answer,
     }
-}
-
-/// Whether another process holds one of SQLite's locks on a database.
-fn is_in_use(folder: &Folder, name: &[u8]) -> Result<bool> {
-    for (name, range) in [(name.to_vec(), FILE_LOCKS), (beside(name, SIDECARS[1]), SHM_LOCKS)] {
-        if let Some(file) = folder.open_file(&name)?
-            && is_locked(file, range).map_err(|e| Error::file("inspect", folder.path_of(&name), e))?
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn is_locked(file: impl AsFd, (start, len): (i64, i64)) -> nix::Result<bool> {
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }

@@ -93,9 +93,8 @@ impl<'a> Files<'a> {
         let group = part.node.hard_link.and_then(|group| self.linked.get(&group));
         let Some(Linked::There(folder, name)) = group else { return false };
         let made = part.folder.temporary(&part.node.name);
-        let clear = || part.stale.iter().try_for_each(|name| part.folder.remove(name));
         // Where links are not to be had, the contents are written once more.
-        made.make_link(folder, name).and_then(|()| clear()).and_then(|()| made.place()).is_ok()
+        made.make_link(folder, name).and_then(|()| part.place(self.context, &made)).is_ok()
     }
 
     /// Further names of this one can be links to it.

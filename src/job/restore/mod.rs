@@ -15,6 +15,7 @@ mod dry;
 mod existing;
 mod fetch;
 mod files;
+mod in_place;
 mod layered;
 mod plan;
 mod resume;

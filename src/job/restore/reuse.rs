@@ -25,7 +25,7 @@ use crate::format::tree::Node;
 use crate::id::BlobId;
 use crate::repo::Repository;
 use crate::source::target::Folder;
-use crate::source::temporary::Temporary;
+use crate::source::temporary::{Temporary, read_exact_at};
 
 const ZEROS_BYTES: usize = 64 << 10;
 
@@ -78,24 +78,9 @@ fn is_whole(repo: &Repository, node: &Node, layout: &Layout, pieces: &[Piece], f
 fn read(repo: &Repository, layout: &Layout, piece: &Piece, file: &OwnedFd) -> Option<Vec<u8>> {
     let mut bytes = vec![0; piece.place.plain_bytes as usize];
     for (range, at) in layout.spans(piece.at, bytes.len()) {
-        read_exact(file, bytes.get_mut(range)?, at)?;
+        read_exact_at(file, bytes.get_mut(range)?, at).ok()?;
     }
     (repo.keys().blob_id(BlobType::Chunk, &bytes) == piece.id).then_some(bytes)
-}
-
-pub(super) fn read_exact(file: &OwnedFd, mut bytes: &mut [u8], mut at: u64) -> Option<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pread(file, &mut *bytes, at) {
-            Ok(0) => return None,
-            Ok(n) => {
-                bytes = bytes.get_mut(n..)?;
-                at += n as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-    Some(())
 }
 
 /// Whether a stretch of a file reads as zeros. Holes are not read.
@@ -110,7 +95,7 @@ fn is_zero(file: &OwnedFd, mut at: u64, bytes: u64) -> bool {
         };
         let n = (end.saturating_sub(at)).min(ZEROS_BYTES as u64) as usize;
         let Some(block) = buffer.get_mut(..n) else { return false };
-        if read_exact(file, block, at).is_none() || block.iter().any(|b| *b != 0) {
+        if read_exact_at(file, block, at).is_err() || block.iter().any(|b| *b != 0) {
             return false;
         }
         at += n as u64;

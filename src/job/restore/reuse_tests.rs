@@ -89,7 +89,7 @@ fn what_does_not_read_back_as_it_was_written_is_removed() {
     let part = |node: &Node| write::Part {
         folder: folder.clone(),
         node: node.clone(),
-        stale: vec![],
+        stale: None,
         reuse: existing::Reuse::No,
     };
     let written = || {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::Advice;
 
@@ -110,6 +111,34 @@ pub(super) fn database(context: &Context<'_>, part: &Part) -> Result<bool> {
         }
     }
     Ok(examined.is_sound())
+}
+
+/// Checks a complete database before it takes the place of one that is there. `path` is where it is now, `place` where
+/// it goes.
+///
+/// # Errors
+/// [`Error::Refused`] if it is not sound, unless that is forced; [`Error::Interrupted`].
+pub(super) fn check_sound(context: &Context<'_>, path: &Path, place: &Path) -> Result<()> {
+    if context.options.force {
+        return Ok(());
+    }
+    for found in examine(path, context.reporter)?.findings {
+        match found {
+            Finding::Orphans(_) => {}
+            Finding::Unsound(why) => {
+                return Err(Error::refused(
+                    format!("the database in the snapshot is not sound, and what is there was left: {why}"),
+                    "an older snapshot may hold a sound version; --force restores this one, and to another directory \
+                     it comes without",
+                ));
+            }
+            Finding::CantTell(why) => {
+                let why = format!("it could not be checked whether what replaces it is sound: {why}");
+                context.reporter.warn(Severity::Note, display(place), why);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads a database back; one that is not as it was captured is removed.

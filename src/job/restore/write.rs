@@ -21,6 +21,7 @@ use crate::id::BlobId;
 use crate::index::Place;
 use crate::repo::{FrameReader, Repository};
 use crate::report::Severity;
+use crate::source::exclusive::Exclusive;
 use crate::source::target::Folder;
 use crate::source::temporary::Temporary;
 
@@ -28,8 +29,9 @@ use crate::source::temporary::Temporary;
 pub(super) struct Part {
     pub folder: Arc<Folder>,
     pub node: Node,
-    /// Files beside it that must be gone before it gets its name.
-    pub stale: Vec<Vec<u8>>,
+    /// If it is a database that may replace another one: the files beside it that must be gone before it gets its
+    /// name.
+    pub stale: Option<Vec<Vec<u8>>>,
     /// What of the file that is there is used.
     pub reuse: Reuse,
 }
@@ -45,17 +47,49 @@ impl Part {
     /// [`Error::File`].
     pub(super) fn complete(&self, context: &Context<'_>, made: &Temporary) -> Result<()> {
         context.attributes.apply(&*made.file()?, &self.node, self.folder.passes_on_acl(), || self.path());
-        if !self.stale.is_empty() {
-            // What it replaces and its WAL were a sound database: what comes instead must survive a power cut too.
+        if self.stale.is_some() {
+            // What it replaces was sound: what comes instead must survive a power cut too.
             made.sync()?;
-            self.stale.iter().try_for_each(|name| self.folder.remove(name))?;
         }
-        made.place()?;
+        self.place(context, made)?;
         if let Some(why) = &self.node.unverified {
             let why = format!("restored as it was stored, which is unverified: {why}");
             context.reporter.warn(Severity::Note, display(&self.path()), why);
         }
         Ok(())
+    }
+}
+
+impl Part {
+    /// Gives what was made its name. A database that has it is first made self-contained and locked; then its sidecars
+    /// go, which hold nothing any more; and only when that is durable comes the new one. So whenever this is cut off,
+    /// the old database is there, or the new one, and nothing beside it that belongs to the other.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the old one is in use, and [`Error::File`].
+    pub(super) fn place(&self, context: &Context<'_>, made: &Temporary) -> Result<()> {
+        if self.stale.is_none() {
+            return made.place();
+        }
+        let _alone = Exclusive::take(&self.folder, &self.node.name, context.options.force)?;
+        self.remove_stale()?;
+        made.place()?;
+        self.folder.sync()
+    }
+
+    /// Removes what lies beside a database, durably.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub(super) fn remove_stale(&self) -> Result<()> {
+        let mut is_any = false;
+        for name in self.stale.iter().flatten() {
+            if self.folder.stat(name)?.is_some() {
+                self.folder.remove(name)?;
+                is_any = true;
+            }
+        }
+        if is_any { self.folder.sync() } else { Ok(()) }
     }
 }
 
