@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::steps::step;
 use super::target::Folder;
 use crate::error::{Error, Result};
 
@@ -72,6 +73,7 @@ impl Marker {
     /// # Errors
     /// [`Error::File`].
     pub fn write(&self, target: &Folder, text: &str) -> Result<()> {
+        step();
         let write = || {
             fs::ftruncate(&self.file, 0)?;
             let written = rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;

@@ -19,9 +19,10 @@ use crate::format::MAX_TREE_DEPTH;
 use crate::format::tree::NodeKind;
 use crate::repo::Selected;
 use crate::report::{Problem, Severity};
-use crate::source::exclusive::in_use;
+use crate::source::exclusive::{in_use, owner_of};
 use crate::source::handles::Holder;
 use crate::source::marker::MARKER;
+use crate::source::sqlite::SIDECARS;
 use crate::source::target::Folder;
 use crate::source::temporary::is_temporary;
 
@@ -107,9 +108,15 @@ impl Deletion {
                 Some(_) => !is_directory,
                 None => false,
             };
-            let mut path = around.path.to_vec();
-            push_name(&mut path, &name);
-            if stays || !around.selects(&path, is_directory, None) {
+            let path_of = |name: &[u8]| {
+                let mut path = around.path.to_vec();
+                push_name(&mut path, name);
+                path
+            };
+            let path = path_of(&name);
+            let stays_by_name =
+                |owner: &[u8]| around.kind_of(owner).is_some() || !around.selects(&path_of(owner), false, None);
+            if stays || !around.selects(&path, is_directory, None) || holds_news(folder, &name, &stat, stays_by_name)? {
                 continue;
             }
             let doomed = Doomed { folder: folder.clone(), name: name.clone(), kind, stat };
@@ -157,7 +164,13 @@ impl Deletion {
             let kind = existing::kind(&stat);
             let mut path = path.clone();
             push_name(&mut path, &name);
-            if around.selects(&path, kind == FileType::Directory, Some(true)) {
+            let owner_stays = |owner: &[u8]| {
+                let mut path = path[..path.len() - name.len()].to_vec();
+                path.extend_from_slice(owner);
+                !around.selects(&path, false, Some(true))
+            };
+            let stays = holds_news(&folder, &name, &stat, owner_stays)?;
+            if !stays && around.selects(&path, kind == FileType::Directory, Some(true)) {
                 all &= self.doom(around, Doomed { folder: folder.clone(), name, kind, stat }, path, options)?;
             } else {
                 all = false;
@@ -279,6 +292,17 @@ impl Doomed {
         }
         folder.open_up()?;
         folder.remove(name)
+    }
+}
+
+/// Whether a name is that of the log or journal of a database that stays: what is in it may be in no other file. That of
+/// a database which is replaced goes with it.
+fn holds_news(folder: &Folder, name: &[u8], stat: &Stat, stays: impl Fn(&[u8]) -> bool) -> Result<bool> {
+    match owner_of(name) {
+        Some(owner) if stat.st_size > 0 && !name.ends_with(SIDECARS[1].as_bytes()) && stays(owner) => {
+            Ok(folder.stat(owner)?.is_some_and(|stat| existing::kind(&stat) == FileType::RegularFile))
+        }
+        _ => Ok(false),
     }
 }
 

@@ -24,6 +24,8 @@ mod reuse;
 mod reuse_tests;
 mod run;
 #[cfg(test)]
+mod swap_tests;
+#[cfg(test)]
 mod tests;
 mod verify;
 mod write;
