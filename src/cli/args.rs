@@ -93,6 +93,12 @@ pub enum Command {
     /// Get a snapshot back
     #[command(after_long_help = help::RESTORE)]
     Restore(Box<Restore>),
+    /// Take a snapshot, run a command, and put the snapshot back if the command fails
+    #[command(after_long_help = help::GUARD, mut_arg("dry_run", |a| a.hide(true)), mut_arg("stdin", |a| a.hide(true)))]
+    #[command(mut_arg("stdin_from_command", |a| a.hide(true)), mut_arg("stdin_name", |a| a.hide(true)))]
+    #[command(mut_arg("postgres", |a| a.hide(true)), mut_arg("preset", |a| a.hide(true)))]
+    #[command(mut_arg("check_references", |a| a.hide(true)))]
+    Guard(Box<Guard>),
     /// Change the tags of snapshots that are there, and pin them
     #[command(after_long_help = help::TAG)]
     Tag(Tag),
@@ -213,6 +219,26 @@ pub struct Create {
     pub max_lock: u64,
 }
 
+/// `guard`
+#[derive(Debug, Args)]
+pub struct Guard {
+    /// What the snapshot is of, and how it is taken.
+    #[command(flatten)]
+    pub create: Create,
+    /// If the command fails, put the snapshot back without asking
+    #[arg(long)]
+    pub rollback: bool,
+    /// Run the command even if some of the source could not be read as it should
+    #[arg(long)]
+    pub allow_incomplete: bool,
+    /// Don't keep what a rollback replaces
+    #[arg(long)]
+    pub no_safety: bool,
+    /// The command to run, with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
 /// Which snapshots are meant.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Filters {
@@ -267,8 +293,8 @@ pub enum Owners {
 #[derive(Debug, Args)]
 pub struct Restore {
     /// The snapshot: the start of its id, latest, latest~2; each optionally with :sub/path
-    #[arg(value_name = "SNAP")]
-    pub snapshot: String,
+    #[arg(value_name = "SNAP", required_unless_present = "undo", conflicts_with = "undo")]
+    pub snapshot: Option<String>,
     /// Directory to restore into; made if it isn't there
     #[arg(short, long, value_name = "DIR", required_unless_present = "postgres")]
     pub target: Option<PathBuf>,
@@ -307,8 +333,15 @@ pub struct Restore {
     /// Compare the content of files that are there, even if size and time are the same
     #[arg(long, help_heading = "What is there already")]
     pub verify_content: bool,
-    /// Restore into a target that is not empty; replace what is of another kind, and databases that are in use; delete
-    /// in spite of objections
+    /// Take the last restore into the target back: what it replaced or deleted returns, what it made goes
+    #[arg(long, help_heading = "What is there already")]
+    #[arg(conflicts_with_all = ["include", "exclude", "overwrite", "delete", "postgres"])]
+    pub undo: bool,
+    /// Don't keep a snapshot of what is replaced or deleted
+    #[arg(long, help_heading = "What is there already")]
+    pub no_safety: bool,
+    /// Restore into a target that is not empty; replace what is of another kind, databases that are open or not sound;
+    /// delete in spite of objections
     #[arg(long, help_heading = "What is there already")]
     pub force: bool,
     /// Write nothing, and say what would be done

@@ -1,13 +1,15 @@
 //! What every command needs: options, standard error, and the open repository.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use snapshot::error::{Error, Result};
 use snapshot::repo::{Filter, Repository};
 use snapshot::report::{Problem, Progress, Reporter, Sink};
+use snapshot::source::handles::terminate;
 
 use super::args::{Filters, Global};
 use super::env::Env;
@@ -17,6 +19,10 @@ use super::secrets::{self, Secret};
 
 /// Set by the first signal.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Another program that signals are for while it runs, by its process number.
+static RUNNING: Mutex<Option<u32>> = Mutex::new(None);
+/// Where no status was set.
+const UNSET: u16 = u16::MAX;
 
 /// One run of the program.
 pub struct Context {
@@ -30,6 +36,8 @@ pub struct Context {
     pub reporter: Reporter,
     /// The repositories that were opened: `copy` opens two.
     opened: Mutex<Vec<Arc<Repository>>>,
+    /// The exit status, if it is not one of those that all commands have.
+    status: AtomicU16,
 }
 
 /// An open repository.
@@ -43,7 +51,24 @@ impl Context {
     pub fn new(global: Global) -> Self {
         let display = Display::new(&global);
         let reporter = Reporter::new(Box::new(Shown(display.clone())), &INTERRUPTED);
-        Self { global, env: Env::of_process(), display, reporter, opened: Mutex::default() }
+        Self {
+            global,
+            env: Env::of_process(),
+            display,
+            reporter,
+            opened: Mutex::default(),
+            status: AtomicU16::new(UNSET),
+        }
+    }
+
+    /// Ends the program with this status, whatever else is said.
+    pub fn end_with(&self, status: u8) {
+        self.status.store(status.into(), Ordering::Relaxed);
+    }
+
+    /// The status that was set.
+    pub fn status(&self) -> Option<u8> {
+        u8::try_from(self.status.load(Ordering::Relaxed)).ok()
     }
 
     /// A reporter that shows progress, and keeps problems to itself.
@@ -161,12 +186,34 @@ impl From<Filters> for Filter {
 /// When the handler can't be installed.
 pub fn catch_signals() -> Result<()> {
     let handler = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+        if let Some(running) = *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+            // A terminal's Ctrl-C has reached it already.
+            if !io::stdin().is_terminal() {
+                terminate(running);
+            }
+        } else if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
     };
     ctrlc::set_handler(handler)
         .map_err(|e| Error::refused(format!("signals can't be handled: {e}"), "report this with your system's name"))
+}
+
+/// Starts another program, to which signals are passed on until it ends; says how it ended, and whether there was a
+/// signal.
+///
+/// # Errors
+/// Why it can't be started.
+pub fn with_signals_to(start: impl FnOnce() -> io::Result<Child>) -> (io::Result<ExitStatus>, bool) {
+    let set = |running| *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = running;
+    let child = start();
+    let waited = child.and_then(|mut child| {
+        set(Some(child.id()));
+        child.wait()
+    });
+    set(None);
+    (waited, INTERRUPTED.swap(false, Ordering::Relaxed))
 }
 
 #[cfg(test)]

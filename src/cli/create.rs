@@ -14,24 +14,17 @@ use snapshot::job::create::{self, Options, Stdin, Summary};
 use snapshot::report::Severity;
 
 use super::args::Create;
-use super::context::Context;
+use super::context::{Context, Session};
 use super::make::open_or_make;
 use super::output::{Out, count, document, rfc3339, size};
 use super::parse;
 use super::references;
 use super::seen::Seen;
 
-/// Takes a snapshot.
+/// Takes a snapshot, and says what it is.
 pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
     let checks_references = args.check_references;
-    let options = options(context, args)?;
-    // A dry run makes nothing, no repository either.
-    let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
-    let mut seen = Seen::compare(context, &session.repo)?;
-    let summary = create::run(&session.repo, &options, &context.reporter)?;
-    if let Summary { id: Some(id), snapshot } = &summary {
-        seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
-    }
+    let (session, summary) = take(context, args)?;
     let mut checked = Vec::new();
     if let (true, Some(id)) = (checks_references, summary.id) {
         // What was just stored is in an index file, and not in memory.
@@ -49,10 +42,27 @@ pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
     checked.iter().try_for_each(|checked| out.line(references::to_text(checked)))
 }
 
+/// Takes a snapshot; makes the default repository if it isn't there and nothing else was named.
+///
+/// # Errors
+/// When there is nothing to save, or storing fails.
+pub fn take(context: &Context, args: Create) -> Result<(Session, Summary)> {
+    let options = options(context, args)?;
+    // A dry run makes nothing, no repository either.
+    let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
+    let mut seen = Seen::compare(context, &session.repo)?;
+    let summary = create::run(&session.repo, &options, &context.reporter)?;
+    if let Summary { id: Some(id), snapshot } = &summary {
+        seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
+    }
+    Ok((session, summary))
+}
+
 fn options(context: &Context, args: Create) -> Result<Options> {
     let (paths, stdin) = sources(args.paths, args.stdin, args.stdin_from_command, args.stdin_name)?;
     Ok(Options {
         paths,
+        named: None,
         stdin,
         postgres: args.postgres.iter().map(|url| parse::postgres(url)).collect::<Result<_>>()?,
         host: args.host,
@@ -125,7 +135,8 @@ fn to_json(Summary { id, snapshot }: &Summary, checked: &[Checked]) -> Value {
     object.into()
 }
 
-fn to_text(Summary { id, snapshot }: &Summary) -> String {
+/// What a snapshot holds and cost, for people.
+pub fn to_text(Summary { id, snapshot }: &Summary) -> String {
     let Snapshot { generation, counts, .. } = snapshot;
     let name = id.map_or_else(|| "dry run, nothing stored".to_owned(), |id| format!("snapshot {}", id.short()));
     let mut holds = vec![count(counts.files, "file", "files")];

@@ -201,6 +201,18 @@ same
 Whichever it is, a file is written beside and gets its name when it is complete. --verify-content doesn't trust size \
 and time, and compares the content of files that are there.
 
+A database that is replaced is written beside, checked by its hashes and by SQLite, and then gets its name; with \
+--in-place only its pages that differ are written, under a journal of SQLite's own kind. Its old log and journal are \
+first brought into it and never blend into the new one. Killed at any moment, the old database is there or the new one. \
+If another process has a database open, nothing is restored at all, unless --force is given.
+
+Before anything that is there is replaced or deleted, it is kept in a snapshot with the tag before-restore and a source \
+named before-restore: and the target (--no-safety leaves that out). `latest` never means it, unless --source or --tag \
+does. If no snapshot can be taken, the files get further names in a directory .snapshot-before-restore-… in the target. \
+`restore --undo --target DIR` takes the last restore into DIR that replaced or deleted something back: what it replaced \
+or deleted returns, what it made goes. That is kept in the same way, so a second --undo takes the first one back. It \
+takes the newest of both, and needs no repository for the files in the target.
+
 --delete removes what the snapshot doesn't have: only below the paths that were given to `create`, only what the \
 patterns select, never what is excluded or mounted, and only after everything was restored. What was left out when \
 the snapshot was taken is not in it either: exclude it here too. It is refused where it would remove more than half, \
@@ -217,6 +229,7 @@ Examples:
   snapshot restore 1a2b3c4d:app/storage --target /srv/app/storage --in-place
   snapshot restore latest:srv/app --target /srv/app --delete --exclude /srv/app/cache --dry-run
   snapshot restore latest --source /srv/app --include '*.db' --target /tmp/db --verify
+  snapshot restore --undo --target /srv/app
   snapshot restore latest:srv/app --target /srv/app --map-user www-data=app --map-group www-data=app
   snapshot restore latest --postgres postgresql://postgres@localhost/app_copy --create
   snapshot restore latest:postgres/app.dump --postgres postgresql://postgres@localhost/app --clean
@@ -227,9 +240,37 @@ With --postgres a dump goes to pg_restore, in one transaction: the database has 
 aren't there; with --owner none everything belongs to the user in the URL.
 
 With --json: snapshot_id, target, files, directories, databases, others, bytes (of which bytes_fetched, bytes_reused), \
-skipped, metadata, deleted, resumed, verified_files, verified_databases, seconds, dry_run, and with --dry-run planned: \
-objects with path, type, bytes and action, which is create, replace, keep, metadata, delete or omit. With --postgres: \
-snapshot_id, path, postgres (server and database), bytes, created, globals, seconds, dry_run.";
+skipped, metadata, deleted, resumed, verified_files, verified_databases, seconds, dry_run, kept (null, or an object with \
+snapshot_id, or copy), and with --dry-run planned: \
+objects with path, type, bytes and action, which is create, replace, keep, metadata, delete or omit. With --undo from \
+files in the target: target, copy, files, deleted, kept, seconds. With --postgres: snapshot_id, path, postgres (server \
+and database), bytes, created, globals, seconds, dry_run.";
+
+pub const GUARD: &str = "\
+Takes a snapshot of the sources, as `create` does and with its options, tagged `guard`; then runs the command, with \
+this terminal, and ends with its status. If the command fails, a terminal is asked whether everything is to be put \
+back; with --rollback it is put back without a question: files and databases get the content they had, what the command \
+made is deleted, what was excluded is left alone. What a rollback replaces is kept first, as by `restore`.
+
+A snapshot that can't be taken, or not whole, keeps the command from running. How to go back is said before the \
+command runs, so that it is known even if this process is killed; `snapshot list --tag guard` shows the snapshots.
+
+Ctrl-C at the terminal reaches the command; other signals are passed on to it as a request to end where there is no \
+terminal. Either counts as a failure. Stop the application first: a database that is open is not put back.
+
+Exit status: that of the command (128 and the number after a signal), 130 after Ctrl-C, and
+  124 the command failed, and not everything could be put back
+  125 no snapshot, or an incomplete one: the command was not run
+  126 the command can't be run
+  127 there is no such command
+
+Examples:
+  snapshot guard /srv/app -- ./migrate.sh
+  snapshot guard --rollback --exclude '*.log' /srv/app -- sqlite3 /srv/app/data.db '.read v12.sql'
+  snapshot guard --rollback pb_data -- ./pocketbase migrate up
+
+With --json, standard error has objects of \"type\": \"guard\" with event (snapshot, done, failed, rolled-back, \
+not-rolled-back), snapshot_id and message. Standard output is the command's.";
 
 pub const TAG: &str = "\
 A tag is a label to choose snapshots by (--tag, and --keep-tag of `prune`). A pinned snapshot is dropped by no rule, \

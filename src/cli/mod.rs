@@ -14,8 +14,10 @@ mod dump;
 mod env;
 mod find;
 mod forget;
+mod guard;
 mod help;
 mod init;
+mod keep;
 mod key;
 mod list;
 mod load;
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
             context.display.error(&error);
             ExitCode::from(error.status())
         }
+        _ if context.status().is_some() => ExitCode::from(context.status().unwrap_or_default()),
         _ => ExitCode::from(context.reporter.problems().iter().map(|p| weigh(p.severity)).max().unwrap_or(0)),
     }
 }
@@ -83,6 +86,7 @@ fn run(context: &Context, command: Command, out: &mut Out) -> Result<()> {
         Command::Diff(args) => diff::run(context, args, out),
         Command::Dump(args) => dump::run(context, args, out),
         Command::Restore(args) => restore::run(context, *args, out),
+        Command::Guard(args) => guard::run(context, *args),
         Command::Tag(args) => tag::run(context, args, out),
         Command::Forget(args) => forget::run(context, &args, out),
         Command::UndoForget(args) => forget::undo(context, &args, out),

@@ -88,6 +88,15 @@ impl Display {
         }
     }
 
+    /// Something that happened: its text for people, or all of it for programs.
+    pub fn event(&self, text: &str, event: &Value) {
+        if self.json {
+            self.write(&event.to_string());
+        } else {
+            self.remark(text);
+        }
+    }
+
     /// The same, unless quiet.
     pub fn remark(&self, text: &str) {
         if !self.quiet {

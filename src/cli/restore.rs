@@ -1,18 +1,22 @@
 //! `snapshot restore`
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use snapshot::error::{Error, Result};
 use snapshot::format::tree::NodeKind;
-use snapshot::job::restore::{self, Action, Options, PlannedItem, Summary};
+use snapshot::job::look;
+use snapshot::job::restore::{self, Action, Kept, Options, PlannedItem, Summary};
 use snapshot::repo::Selected;
+use snapshot::report::Severity;
+use snapshot::source::marker::MARKER;
 use snapshot::source::owners::Ownership;
 
 use super::args::{Filters, Overwrite, Owners, Restore};
-use super::context::Context;
+use super::context::{Context, Session};
+use super::keep;
 use super::load;
 use super::location::Location;
 use super::nodes;
@@ -23,22 +27,41 @@ use super::seen::Seen;
 /// What every way to name the newest snapshot begins with: no id does.
 const LATEST: &str = "latest";
 
-/// Restores a snapshot, or a part of one.
+/// Restores a snapshot, or a part of one, or takes a restore back.
 pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
-    let session = context.open_indexed()?;
-    let snapshot = args.snapshot.clone();
-    let database = args.postgres.as_deref().map(|url| load::options(url, &args)).transpose()?;
-    if snapshot.starts_with(LATEST) {
+    let session = context.open_indexed();
+    let target = args.target.clone().unwrap_or_default();
+    if args.undo
+        && let Some((copy, made)) = restore::newest_copy(&target)?
+        && session.as_ref().ok().is_none_or(|session| {
+            keep::newest(context, &session.repo, &target).map_or(true, |kept| kept.named.snapshot.time.secs < made)
+        })
+    {
+        return undo_copy(context, &copy, args, out);
+    }
+    let session = session?;
+    let (snapshot, keeps) = (args.snapshot.clone(), !args.no_safety);
+    if snapshot.as_ref().is_some_and(|snapshot| snapshot.starts_with(LATEST)) {
         let mut seen = Seen::compare(context, &session.repo)?;
         seen.learn(&session.repo.read_snapshots()?.0);
     }
-    if let Some(options) = database {
-        let selected = session.repo.select(&snapshot, &args.filters.into(), &context.reporter)?;
+    if let (Some(url), Some(snapshot)) = (&args.postgres, &snapshot) {
+        let options = load::options(url, &args)?;
+        let selected = session.repo.select(snapshot, &args.filters.into(), &context.reporter)?;
         return load::run(context, &session.repo, &selected, &options, out);
     }
-    let (filters, options) = options(context, args)?;
-    let selected = session.repo.select(&snapshot, &filters.into(), &context.reporter)?;
-    let summary = restore::run(&session.repo, &selected, &options, &context.reporter)?;
+    let (filters, mut options) = options(context, args)?;
+    let selected = match snapshot {
+        Some(snapshot) => session.repo.select(&snapshot, &filters.into(), &context.reporter)?,
+        None => undo(context, &session, &mut options)?,
+    };
+    let keep = |before: &restore::Before| keep::take(context, &session.repo, &options.target, before);
+    let keep: Option<&restore::Keep<'_>> = if keeps { Some(&keep) } else { None };
+    let summary = restore::run_keeping(&session.repo, &selected, &options, keep, &context.reporter)?;
+    if let Kept::Copy(path, why) = &summary.kept {
+        let why = format!("no snapshot of what was there could be taken, so its files are kept here: {why}");
+        context.reporter.warn(Severity::Note, path.display(), why);
+    }
     if context.global.json {
         return out.json(&to_json(&selected, &options, &summary, context.display.seconds()));
     }
@@ -57,18 +80,67 @@ pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
     out.line(to_text(&selected, &options, &summary, context.display.seconds()))
 }
 
-fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
-    if matches!(args.owner, Owners::None) && !(args.map_user.is_empty() && args.map_group.is_empty()) {
-        return Err(Error::Usage("--owner none leaves nobody to be mapped by --map-user and --map-group".into()));
+/// Takes a restore back whose files were kept in the target.
+fn undo_copy(context: &Context, copy: &Path, args: Restore, out: &mut Out) -> Result<()> {
+    let (_, options) = options(context, args)?;
+    if options.dry_run {
+        return Err(Error::refused(
+            format!("what would be done with {} can't be shown", copy.display()),
+            "its files are what --undo would put back: look at them",
+        ));
     }
+    let summary = restore::undo_copy(copy, &options, &context.reporter)?;
+    let Kept::Copy(kept, _) = &summary.kept else { return Ok(()) };
+    if context.global.json {
+        let mut object = document(json!({
+            "files": summary.files,
+            "deleted": summary.deleted,
+            "kept": {"copy": kept.to_string_lossy()},
+            "seconds": context.display.seconds(),
+        }));
+        put_path(&mut object, "target", options.target.as_os_str().as_bytes());
+        put_path(&mut object, "copy", copy.as_os_str().as_bytes());
+        return out.json(&object.into());
+    }
+    if context.global.quiet {
+        return Ok(());
+    }
+    out.line(format!(
+        "put back {} from {}, {} deleted; what was there is in {} (--undo)",
+        count(summary.files, "name", "names"),
+        clean_path(copy.as_os_str().as_bytes()),
+        count(summary.deleted, "name", "names"),
+        clean_path(kept.as_os_str().as_bytes()),
+    ))
+}
+
+/// Sets the options to take the last restore into a target back; returns what was there before it.
+fn undo(context: &Context, session: &Session, options: &mut Options) -> Result<Selected> {
+    let selected = keep::newest(context, &session.repo, &options.target)?;
+    let mut mark = Vec::new();
+    look::dump(&session.repo, &selected, MARKER, &mut mark, &context.collecting_reporter())?;
+    options.remove = restore::parse_made(&mark);
+    (options.in_place, options.is_undo, options.verify_content) = (true, true, true);
+    Ok(selected)
+}
+
+/// Options of a restore to a place of this machine: what must not be harmed.
+pub fn place_options(context: &Context, target: PathBuf) -> Result<Options> {
     let location = context.location()?;
     let given = secrets::given(&context.global, &context.env);
     let mut keys: Vec<_> = given.iter().filter_map(|given| given.file().map(Path::to_path_buf)).collect();
     if let Location::Default { key_file, .. } = &location {
         keys.push(key_file.clone());
     }
+    let repository = Some(location.path().clone());
+    Ok(Options { target, home: context.env.home(), repository, keys, ..Options::default() })
+}
+
+fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
+    if matches!(args.owner, Owners::None) && !(args.map_user.is_empty() && args.map_group.is_empty()) {
+        return Err(Error::Usage("--owner none leaves nobody to be mapped by --map-user and --map-group".into()));
+    }
     let options = Options {
-        target: args.target.unwrap_or_default(),
         include: args.include,
         exclude: args.exclude,
         overwrite: args.overwrite.map(|when| match when {
@@ -89,9 +161,7 @@ fn options(context: &Context, args: Restore) -> Result<(Filters, Options)> {
         },
         map_users: args.map_user,
         map_groups: args.map_group,
-        home: context.env.home(),
-        repository: Some(location.path().clone()),
-        keys,
+        ..place_options(context, args.target.unwrap_or_default())?
     };
     Ok((args.filters, options))
 }
@@ -125,6 +195,11 @@ fn to_json(selected: &Selected, options: &Options, summary: &Summary, seconds: f
         "verified_databases": summary.verified_databases,
         "seconds": seconds,
         "dry_run": options.dry_run,
+        "kept": match &summary.kept {
+            Kept::Nothing => Value::Null,
+            Kept::Snapshot(id) => json!({"snapshot_id": id.to_string()}),
+            Kept::Copy(path, _) => json!({"copy": path.to_string_lossy()}),
+        },
     }));
     put_path(&mut object, "target", options.target.as_os_str().as_bytes());
     if options.dry_run {
@@ -142,7 +217,8 @@ fn planned_json(item: &PlannedItem) -> Value {
     object.into()
 }
 
-fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f64) -> String {
+/// What was restored, for people.
+pub fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f64) -> String {
     let mut parts = vec![count(summary.files, "file", "files"), count(summary.directories, "directory", "directories")];
     for (n, one, many) in [(summary.databases, "database", "databases"), (summary.others, "other", "others")] {
         if n > 0 {
@@ -176,6 +252,13 @@ fn to_text(selected: &Selected, options: &Options, summary: &Summary, seconds: f
     let of: Vec<_> = of.iter().filter(|(n, ..)| *n > 0).map(|(n, one, many)| count(*n, one, many)).collect();
     if !of.is_empty() {
         text += &format!("; {} verified", of.join(" and "));
+    }
+    match &summary.kept {
+        Kept::Nothing => {}
+        Kept::Snapshot(id) => text += &format!("; what was there is in snapshot {} (--undo)", id.short()),
+        Kept::Copy(path, _) => {
+            text += &format!("; what was there is in {} (--undo)", clean_path(path.as_os_str().as_bytes()));
+        }
     }
     if summary.resumed {
         text += "; went on with a restore that had not ended";

@@ -46,7 +46,7 @@ pub use proven::Proven;
 pub use reach::{Added, Leaning, Reach, close};
 pub use read::FrameReader;
 pub use salvage::{Salvage, Salvaged};
-pub use select::{Filter, Selected, Start, split_path};
+pub use select::{BEFORE_RESTORE, Filter, Selected, Start, split_path};
 pub use session::{Running, SessionGuard, host};
 pub use stream::Stream;
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};

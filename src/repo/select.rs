@@ -10,6 +10,10 @@ use crate::format::tree::{Node, NodeKind};
 use crate::id::BlobId;
 use crate::report::{Problem, Reporter, Severity};
 
+/// What the source of a snapshot begins with that holds what was in a directory before something was restored there;
+/// the directory follows.
+pub const BEFORE_RESTORE: &str = "before-restore:";
+
 /// Fewest hex digits that name a snapshot.
 const MIN_PREFIX_DIGITS: usize = 2;
 
@@ -110,8 +114,9 @@ impl Selected {
 }
 
 impl Repository {
-    /// Finds the snapshot that `text` means. `latest` is the newest of those that pass the filter; a prefix of an id
-    /// is looked for among all.
+    /// Finds the snapshot that `text` means. `latest` is the newest of those that pass the filter; one of what was
+    /// there before a restore is not meant unless the filter asks for sources or tags. A prefix of an id is looked for
+    /// among all.
     ///
     /// # Errors
     /// [`Error::Unknown`] if there is none, [`Error::Refused`] if a prefix fits several.
@@ -139,6 +144,9 @@ impl Repository {
             });
         }
         let mut found = Filter { latest: None, ..filter.clone() }.apply(found);
+        if filter.sources.is_empty() && filter.tags.is_empty() {
+            found.retain(|named| !named.snapshot.source.starts_with(BEFORE_RESTORE));
+        }
         let at = found.len().checked_sub(back + 1);
         at.map(|at| found.swap_remove(at)).ok_or_else(|| Error::Unknown { kind: "snapshot", name: name.into() })
     }

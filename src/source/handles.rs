@@ -1,4 +1,4 @@
-//! Which other processes have a file open, as far as the system tells: those of the same user, or for root all.
+//! Other processes: which have a file open, as far as the system tells: those of the same user, or for root all.
 //!
 //! SQLite's locks don't show a program that has a database in rollback-journal mode open and is between two
 //! transactions; its open file does. May depend on nothing else.
@@ -39,6 +39,14 @@ impl fmt::Display for Holder {
             (None, Some(pid)) => write!(f, "process {pid}"),
             _ => f.write_str("another process"),
         }
+    }
+}
+
+/// Asks a process to end.
+pub fn terminate(pid: u32) {
+    // One that has ended meanwhile needs no asking.
+    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 }
 

@@ -15,19 +15,15 @@ use rustix::fs::{self, Gid, Mode, Uid};
 
 use super::exclusive::beside;
 use super::sqlite::SIDECARS;
+use super::sqlite::journal::{MAGIC, checksum, lock_page};
 use super::steps::step;
 use super::target::Folder;
 use super::temporary::{read_exact_at, write_all_at};
 use crate::crypto::random;
 use crate::error::{Error, Result};
 
-const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// Length of a disk's sector, in bytes, as the journal states it: the first one is the header's.
 const SECTOR_BYTES: u32 = 512;
-/// Every so many bytes of a page, counted from its end, one goes into the checksum.
-const CHECKED_STEP: usize = 200;
-/// The page that holds this byte is used for locks, and never in a journal.
-const LOCK_BYTE: u64 = 0x4000_0000;
 /// Records are written when there are this many bytes of them.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -91,7 +87,8 @@ impl Journal {
     /// # Errors
     /// [`Error::File`].
     pub fn keep(&mut self, number: u32, page: &[u8]) -> Result<()> {
-        if u64::from(number) == LOCK_BYTE / u64::from(self.page_bytes) + 1 {
+        // The page that holds the bytes for locks is in no journal.
+        if u64::from(number) == lock_page(self.page_bytes) {
             return Ok(());
         }
         self.buffer.extend_from_slice(&number.to_be_bytes());
@@ -217,11 +214,6 @@ impl Main<'_> {
         step();
         fs::fsync(self.file).map_err(|e| Error::file("write", &self.path, e))
     }
-}
-
-fn checksum(nonce: u32, page: &[u8]) -> u32 {
-    let steps = (1..).map(|n| n * CHECKED_STEP).take_while(|back| *back < page.len());
-    steps.fold(nonce, |sum, back| sum.wrapping_add(page.get(page.len() - back).copied().unwrap_or(0).into()))
 }
 
 #[cfg(test)]

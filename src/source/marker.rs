@@ -6,11 +6,12 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat, Timestamps};
 use rustix::io::Errno;
 
 use super::steps::step;
 use super::target::Folder;
+use super::temporary::write_all_at;
 use crate::error::{Error, Result};
 
 /// Its name in the target.
@@ -68,16 +69,16 @@ impl Marker {
         self.found.as_deref()
     }
 
-    /// Writes what is being restored, durably.
+    /// Writes what is being restored, durably. What comes after a zero byte is for whoever reads the whole file.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn write(&self, target: &Folder, text: &str) -> Result<()> {
+    pub fn write(&self, target: &Folder, bytes: &[u8]) -> Result<()> {
         step();
-        let write = || {
+        let write = || -> std::io::Result<()> {
             fs::ftruncate(&self.file, 0)?;
-            let written = rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;
-            if written == text.len() { fs::fsync(&self.file) } else { Err(Errno::NOSPC) }
+            write_all_at(&self.file, bytes, 0)?;
+            Ok(fs::fsync(&self.file)?)
         };
         write().map_err(|e| Error::file("write", target.path_of(MARKER), e))
     }
@@ -100,6 +101,20 @@ impl Marker {
     }
 }
 
+impl Marker {
+    /// The restore was not begun after all: the mark goes, unless another one left it, and the target is as it was.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn abandon(&self, target: &Folder, time: Option<&Timestamps>) -> Result<()> {
+        if self.found.is_some() {
+            return Ok(());
+        }
+        target.remove(MARKER)?;
+        time.map_or(Ok(()), |time| target.set_time(time))
+    }
+}
+
 /// What the mark in a directory says, whoever holds it, and when it was written; `None` if there is none.
 pub fn peek(target: &Folder) -> Option<(String, (i64, i64))> {
     let file = fs::openat(target.handle().ok()?, MARKER, READ, Mode::empty()).ok()?;
@@ -111,6 +126,7 @@ fn read(file: &OwnedFd) -> Option<String> {
     let mut bytes = vec![0; MAX_BYTES];
     let len = rustix::io::pread(file, &mut bytes[..], 0).ok()?;
     bytes.truncate(len);
+    bytes.truncate(bytes.iter().position(|b| *b == 0).unwrap_or(len));
     String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
 }
 
@@ -154,7 +170,7 @@ mod tests {
         let target = Folder::target(temp.path()).unwrap();
         let first = Marker::take(&target).unwrap();
         assert!(first.is_locked() && first.found().is_none());
-        first.write(&target, "a text").unwrap();
+        first.write(&target, b"a text\0and more").unwrap();
         assert!(matches!(Marker::take(&target), Err(Error::Locked { .. })));
         assert_eq!(peek(&target).unwrap().0, "a text");
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
@@ -377,6 +377,28 @@ impl Folder {
             Err(Errno::NOENT | Errno::LOOP) => Ok(None),
             Err(e) => Err(self.failed("open", name, e)),
         }
+    }
+
+    /// Gives it the owner, as far as we may, and the mode of another directory.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn take_owner_of(&self, other: &Self) -> Result<()> {
+        let failed = |e| Error::file("set the mode of", self.path(), e);
+        let stat = fs::fstat(&*other.handle()?).map_err(failed)?;
+        let at = self.handle()?;
+        let _ = fs::fchown(&at, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
+        fs::fchmod(&at, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed)
+    }
+
+    /// Makes a further name, in this directory, of what has the same name in another; of a link, of the link itself.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn link(&self, name: &[u8], other: &Self) -> Result<()> {
+        step();
+        fs::linkat(other.handle()?, name, self.handle()?, name, AtFlags::empty())
+            .map_err(|e| self.failed("create", name, e))
     }
 
     /// Opens a regular file for reading and writing; `None` if there is none.

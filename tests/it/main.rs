@@ -9,11 +9,13 @@
 mod application;
 mod archives;
 mod cli;
+mod coming_back;
 mod copying;
 mod diffs;
 mod faults;
 mod files;
 mod golden;
+mod guard;
 mod looking;
 mod marks;
 mod one_unit;

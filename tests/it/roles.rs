@@ -44,6 +44,8 @@ pub enum Role {
     CommitToLog,
     /// Has the database locked for itself.
     LockForItself,
+    /// Has read the database, and keeps it open between two transactions.
+    Idle,
     /// Is in the middle of a transaction so large that pages have been written to the file already.
     Spill,
     /// Writes a file into this directory, then a row that names it, and removes an older row, then its file, without end.
@@ -71,6 +73,7 @@ impl Role {
             Role::Serve => "serve",
             Role::CommitToLog => "commit-to-log",
             Role::LockForItself => "lock-for-itself",
+            Role::Idle => "idle",
             Role::Spill => "spill",
             Role::Attach(_) => "attach",
             Role::AttachRecords(_) => "attach-records",
@@ -93,6 +96,11 @@ impl Role {
 }
 
 impl Player {
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it in order; fails if it met an error.
     pub fn end(mut self) {
         drop(self.stdin.take());
@@ -159,6 +167,7 @@ fn play() {
         "serve" => serve(path),
         "commit-to-log" => commit_to_log(path),
         "lock-for-itself" => lock_for_itself(path),
+        "idle" => idle(path),
         "spill" => spill(path),
         "attach" => attach(path, &files(), |_| String::new()),
         "attach-records" => attach(path, &files(), |id| id.to_string()),
@@ -347,6 +356,13 @@ fn lock_for_itself(path: &Path) {
     let db = Connection::open(path).unwrap();
     db.pragma_update(None, "locking_mode", "EXCLUSIVE").unwrap();
     db.execute("UPDATE account SET money = money", []).unwrap();
+    ready();
+    wait_for_end();
+}
+
+fn idle(path: &Path) {
+    let db = Connection::open(path).unwrap();
+    db.query_row("SELECT count(*) FROM entry", [], |_| Ok(())).unwrap();
     ready();
     wait_for_end();
 }

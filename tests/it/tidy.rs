@@ -45,7 +45,7 @@ const CRATES: [(&str, &[&str]); 25] = [
     ("opendal", &["backend/local.rs"]),
     ("rayon", &["repo/", "source/", "job/"]),
     ("rpassword", &["cli/secrets.rs"]),
-    ("rusqlite", &["source/sqlite/examine.rs", "source/preset/"]),
+    ("rusqlite", &["source/exclusive.rs", "source/sqlite/examine.rs", "source/preset/"]),
     ("rustix", &["source/", "job/create/", "job/restore/"]),
     ("serde", &["cli/"]),
     ("serde_json", &["cli/", "source/preset/"]),

@@ -36,6 +36,7 @@ use crate::source::postgres::Url;
 
 use collect::{Collected, collect};
 use small::Worker;
+pub use sources::place_of;
 use survey::Vanished;
 use walk::{Owners, Walker};
 
@@ -64,6 +65,8 @@ pub struct Stdin {
 pub struct Options {
     /// Files and directories.
     pub paths: Vec<PathBuf>,
+    /// The paths that the snapshot says it is of, where `paths` are too many to say.
+    pub named: Option<Vec<PathBuf>>,
     /// Standard input instead of paths.
     pub stdin: Option<Stdin>,
     /// PostgreSQL databases, dumped before any file is read.
@@ -96,6 +99,13 @@ pub struct Options {
     pub spool_dir: PathBuf,
     /// How long writers of a database in rollback-journal mode may be held up.
     pub max_lock: Duration,
+}
+
+impl Options {
+    /// The paths that the snapshot says it is of.
+    fn said(&self) -> impl Iterator<Item = &PathBuf> {
+        self.named.as_ref().unwrap_or(&self.paths).iter()
+    }
 }
 
 /// What was done.
@@ -154,7 +164,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         source,
         generation: previous.as_ref().map_or(1, |p| p.snapshot.generation + 1),
         previous: previous.map(|p| p.id),
-        paths: options.paths.iter().map(|p| p.as_os_str().as_bytes().to_vec().into()).collect(),
+        paths: options.said().map(|p| p.as_os_str().as_bytes().to_vec().into()).collect(),
         tags: options.tags.clone(),
         tree: collected.tree,
         counts: Counts {

@@ -72,6 +72,14 @@ impl Top {
     }
 }
 
+/// The names that lead to a path in the tree of a snapshot of it.
+///
+/// # Errors
+/// [`Error::File`] if there is no current directory.
+pub fn place_of(path: &Path) -> Result<Vec<Vec<u8>>> {
+    names(path).map(|(names, _)| names)
+}
+
 /// The names that a path restores to, and whether it counts from the root.
 fn names(path: &Path) -> Result<(Vec<Vec<u8>>, bool)> {
     let resolve = |path: &Path| {

@@ -1,13 +1,15 @@
 //! What all parts of a restore share, what they count, and how a file that can't be restored is dealt with.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::Stat;
 
+use super::database::read_back;
 use super::resume::Resumed;
 use super::{Options, Overwrite, Summary, display};
 use crate::error::{Error, Result};
@@ -54,6 +56,9 @@ pub(super) struct Tally {
     pub verified: Count,
 }
 
+/// What a file is and whether it was changed: device, inode, size, and change time in seconds and nanoseconds.
+type State = (u64, u64, i64, i64, i64);
+
 pub(super) struct Context<'a> {
     pub repo: &'a Repository,
     pub options: &'a Options,
@@ -68,6 +73,10 @@ pub(super) struct Context<'a> {
     /// Whether the totals of the progress were known from the beginning.
     pub totals_known: bool,
     pub tally: Tally,
+    /// Whether this is a look before the restore: nothing is changed, and what can't be restored is not reported yet.
+    pub looks: AtomicBool,
+    /// Hashes of databases that are there: a look before the restore and the restore itself read them once.
+    hashes: Mutex<HashMap<State, blake3::Hash>>,
     sockets: Mutex<(u64, PathBuf)>,
 }
 
@@ -83,14 +92,34 @@ impl<'a> Context<'a> {
             resumed: None,
             totals_known: false,
             tally: Tally::default(),
+            looks: AtomicBool::new(options.dry_run),
+            hashes: Mutex::default(),
             sockets: Mutex::default(),
         }
     }
 
     /// Goes on with another restore, if there is one to go on with.
-    pub(super) fn go_on(&mut self, resumed: Option<Resumed>) {
+    pub(super) fn go_on(&mut self, resumed: Option<&Resumed>) {
         self.compares_content |= resumed.is_some_and(|resumed| resumed.is_of_another_boot);
         self.resumed = resumed.map(|resumed| resumed.since);
+    }
+
+    /// Whether this is a dry run, or a look before the restore.
+    pub(super) fn is_looking(&self) -> bool {
+        self.looks.load(Ordering::Relaxed)
+    }
+
+    /// The hash of a file that is there.
+    pub(super) fn hash_of(&self, file: &OwnedFd, path: &Path) -> Result<blake3::Hash> {
+        let stat = rustix::fs::fstat(file).map_err(|e| Error::file("inspect", path, e))?;
+        let ctime = (stat.st_ctime, stat.st_ctime_nsec.cast_signed());
+        let key = (stat.st_dev, stat.st_ino, stat.st_size, ctime.0, ctime.1);
+        if let Some(hash) = self.hashes.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(*hash);
+        }
+        let hash = read_back(self, file, path, stat.st_size.unsigned_abs())?;
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).insert(key, hash);
+        Ok(hash)
     }
 
     /// Completes a summary by what was counted.
@@ -151,6 +180,7 @@ impl<'a> Context<'a> {
         let why = match &error {
             Error::Interrupted | Error::Locked { .. } => return Err(error),
             Error::File { error: io, .. } if is_full(io) => return Err(error),
+            _ if self.is_looking() && !self.options.dry_run => return Ok(()),
             Error::File { action, path: at, error: io } if at == path => format!("cannot {action} it: {io}"),
             _ => error.to_string(),
         };

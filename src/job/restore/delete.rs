@@ -11,14 +11,17 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Stat};
 
+use super::before::{Before, There};
 use super::context::Context;
+use super::keep::COPY;
 use super::plan::{Surroundings, Walk, push_name};
 use super::{Action, Options, PlannedItem, display, existing};
 use crate::error::{Error, Result};
 use crate::format::MAX_TREE_DEPTH;
 use crate::format::tree::NodeKind;
 use crate::repo::Selected;
-use crate::report::{Problem, Severity};
+use crate::report::{Problem, Reporter, Severity};
+use crate::source::exclude::{CACHE_TAG_NAME, Excludes, is_cache};
 use crate::source::exclusive::{in_use, owner_of};
 use crate::source::handles::Holder;
 use crate::source::marker::MARKER;
@@ -37,6 +40,8 @@ struct Doomed {
     name: Vec<u8>,
     kind: FileType,
     stat: Stat,
+    /// Whether a directory goes only if nothing is left in it.
+    if_empty: bool,
 }
 
 /// What is to be deleted: what is in a directory before the directory.
@@ -54,13 +59,15 @@ pub(super) struct Deletion {
     /// A database that another process has open.
     open_database: Option<(PathBuf, Holder)>,
     is_anything_covered: bool,
+    /// What was left out of the snapshot on purpose.
+    left_out: Option<Excludes>,
 }
 
 /// Refuses a target that nothing may ever be deleted from.
 ///
 /// # Errors
 /// [`Error::Refused`].
-pub(super) fn check_target(options: &Options) -> Result<()> {
+pub fn check_target(options: &Options) -> Result<()> {
     let Ok(target) = options.target.canonicalize() else { return Ok(()) };
     let refuse = |what: &str| {
         Err(Error::refused(
@@ -86,6 +93,24 @@ pub(super) fn check_target(options: &Options) -> Result<()> {
 }
 
 impl Deletion {
+    /// Nothing so far.
+    ///
+    /// # Errors
+    /// As [`Excludes::new`].
+    pub(super) fn new(options: &Options) -> Result<Self> {
+        let left = &options.left_out;
+        let is_any = !(left.patterns.is_empty() && left.files.is_empty());
+        let left_out = is_any.then(|| Excludes::new(&left.root, &[], &left.patterns, &left.files)).transpose()?;
+        Ok(Self { left_out, ..Self::default() })
+    }
+
+    /// Whether a name was left out of the snapshot on purpose, so that its absence there means nothing.
+    fn was_left_out(&self, folder: &Folder, name: &[u8], is_directory: bool, options: &Options) -> bool {
+        self.left_out.as_ref().is_some_and(|left| left.excludes(&folder.path_of(name), is_directory))
+            || (options.left_out.caches && name != CACHE_TAG_NAME.as_bytes() && is_cache(&folder.path()))
+            || name.starts_with(COPY.as_bytes())
+    }
+
     /// Looks at a directory that the walk has just entered.
     ///
     /// # Errors
@@ -116,10 +141,14 @@ impl Deletion {
             let path = path_of(&name);
             let stays_by_name =
                 |owner: &[u8]| around.kind_of(owner).is_some() || !around.selects(&path_of(owner), false, None);
-            if stays || !around.selects(&path, is_directory, None) || holds_news(folder, &name, &stat, stays_by_name)? {
+            let is_left_out = self.was_left_out(folder, &name, is_directory, options);
+            if stays || is_left_out || !around.selects(&path, is_directory, None) {
                 continue;
             }
-            let doomed = Doomed { folder: folder.clone(), name: name.clone(), kind, stat };
+            if holds_news(folder, &name, &stat, stays_by_name)? {
+                continue;
+            }
+            let doomed = Doomed { folder: folder.clone(), name: name.clone(), kind, stat, if_empty: false };
             if self.doom(&around, doomed, path, options)? {
                 if known.is_some() {
                     self.in_the_way.insert(folder.path_of(&name));
@@ -169,9 +198,12 @@ impl Deletion {
                 path.extend_from_slice(owner);
                 !around.selects(&path, false, Some(true))
             };
-            let stays = holds_news(&folder, &name, &stat, owner_stays)?;
-            if !stays && around.selects(&path, kind == FileType::Directory, Some(true)) {
-                all &= self.doom(around, Doomed { folder: folder.clone(), name, kind, stat }, path, options)?;
+            let is_directory = kind == FileType::Directory;
+            let stays = self.was_left_out(&folder, &name, is_directory, options)
+                || holds_news(&folder, &name, &stat, owner_stays)?;
+            if !stays && around.selects(&path, is_directory, Some(true)) {
+                let doomed = Doomed { folder: folder.clone(), name, kind, stat, if_empty: false };
+                all &= self.doom(around, doomed, path, options)?;
             } else {
                 all = false;
             }
@@ -182,19 +214,66 @@ impl Deletion {
         Ok(all)
     }
 
+    /// Plans to delete what another restore made: `made` has paths below the target, each after the directory that it
+    /// is in. What is gone already is passed over.
+    ///
+    /// # Errors
+    /// If something can't be looked at.
+    pub(super) fn add_made(&mut self, target: &Arc<Folder>, made: &[Vec<u8>], options: &Options) -> Result<()> {
+        for path in made.iter().rev() {
+            let mut folder = Some(target.clone());
+            let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+            let Some(name) = names.pop() else { continue };
+            for above in names {
+                folder = folder.map_or(Ok(None), |folder| folder.enter(above))?;
+            }
+            let Some(folder) = folder else { continue };
+            let Some(stat) = folder.stat(name)? else { continue };
+            let kind = existing::kind(&stat);
+            if is_one_of(&options.keys, &stat) || folder.is_mount(name)? {
+                continue;
+            }
+            self.is_anything_covered = true;
+            self.folders.insert(folder.path());
+            self.doomed.push(Doomed { folder, name: name.to_vec(), kind, stat, if_empty: true });
+        }
+        Ok(())
+    }
+
+    /// Says what is about to be deleted.
+    ///
+    /// # Errors
+    /// If something can't be looked at.
+    pub(super) fn tell(&self, before: &mut Before) -> Result<()> {
+        for doomed in self.doomed.iter().filter(|doomed| doomed.kind != FileType::Directory || !doomed.if_empty) {
+            // What lies beside a database is part of it.
+            if owner_of(&doomed.name).is_some_and(|owner| existing::is_database(&doomed.folder, owner)) {
+                continue;
+            }
+            before.replaced.push(There { folder: doomed.folder.clone(), name: doomed.name.clone() });
+            if existing::is_database(&doomed.folder, &doomed.name) {
+                before.add_database(&doomed.folder, &doomed.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A directory of the snapshot in which something is mounted: nothing in it is looked at.
     pub(super) fn pass_over(&mut self, mount: PathBuf) {
         self.left.push((mount, MOUNTED));
     }
 
     /// Why this must not be done, unless it is forced.
-    pub(super) fn objection(&self, selected: &Selected) -> Option<Error> {
+    pub(super) fn objection(&self, selected: &Selected, options: &Options) -> Option<Error> {
         let count = self.doomed.len() as u64;
         if let Some((database, holder)) = &self.open_database {
             return Some(Error::refused(
                 format!("--delete would remove {}, a database that {holder} has open", display(database)),
                 "end that process, or leave it with --exclude",
             ));
+        }
+        if !options.delete || options.exact {
+            return None;
         }
         let skipped = selected.named.snapshot.counts.skipped;
         if count > 0 && skipped > 0 {
@@ -220,7 +299,7 @@ impl Deletion {
         for (path, why) in &self.left {
             note(path, &format!("{why}: --delete leaves it"));
         }
-        if !self.is_anything_covered {
+        if !self.is_anything_covered && context.options.delete {
             let why = "--delete removes nothing: the snapshot doesn't have the whole of any directory that is restored";
             note(&context.options.target, why);
         }
@@ -260,13 +339,13 @@ impl Deletion {
     ///
     /// # Errors
     /// An interrupt.
-    pub(super) fn run(&self, context: &Context<'_>) -> Result<u64> {
+    pub(super) fn run(&self, options: &Options, reporter: &Reporter) -> Result<u64> {
         let mut gone = 0;
         for doomed in &self.doomed {
-            context.reporter.check_interrupt()?;
-            match doomed.delete(context.options) {
+            reporter.check_interrupt()?;
+            match doomed.delete(options) {
                 Ok(()) => gone += 1,
-                Err(e) => context.reporter.problem(Problem {
+                Err(e) => reporter.problem(Problem {
                     severity: Severity::Restore,
                     what: display(&doomed.folder.path_of(&doomed.name)),
                     why: format!("not deleted, though the snapshot doesn't have it: {e}"),
@@ -282,7 +361,8 @@ impl Doomed {
     fn delete(&self, options: &Options) -> Result<()> {
         let Self { folder, name, .. } = self;
         if self.kind == FileType::Directory {
-            return folder.remove_folder(name);
+            let stays = self.if_empty && folder.enter(name)?.is_some_and(|at| at.names().is_ok_and(|n| !n.is_empty()));
+            return if stays { Ok(()) } else { folder.remove_folder(name) };
         }
         if self.kind == FileType::RegularFile
             && !options.force

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::before::{Before, There};
 use super::context::Context;
 use super::delete::Deletion;
 use super::existing::{self, Link, Verdict};
@@ -27,35 +28,36 @@ struct Level {
 
 struct Look<'a, 'c> {
     context: &'a Context<'c>,
-    /// What happens to each name is left out if only what to delete is looked for.
-    lists: bool,
     path: PathBuf,
     levels: Vec<Level>,
     /// Files with several names: device and inode of one that stays, or `None` for one that is written.
     linked: HashMap<u64, Option<(u64, u64)>>,
-    summary: Summary,
-    deletion: Deletion,
+    looked: Looked,
 }
 
-/// Lists what would be done, if `lists`, and plans what to delete, if that is wanted. Directories that are only made
-/// for what is in them are not listed.
+/// What a look has found.
+#[derive(Default)]
+pub(super) struct Looked {
+    /// Of a dry run: what would be done.
+    pub summary: Summary,
+    /// What is to be deleted.
+    pub deletion: Deletion,
+    /// What is about to change.
+    pub before: Before,
+}
+
+/// Finds out what is about to change, plans what to delete, if that is wanted, and for a dry run lists what would be
+/// done. Directories that are only made for what is in them are not listed.
 ///
 /// # Errors
 /// If a directory can't be listed that something is to be deleted from.
-pub(super) fn look(
-    walk: &mut Walk<'_>,
-    context: &Context<'_>,
-    target: Option<Arc<Folder>>,
-    lists: bool,
-) -> Result<(Summary, Deletion)> {
+pub(super) fn look(walk: &mut Walk<'_>, context: &Context<'_>, target: Option<Arc<Folder>>) -> Result<Looked> {
     let mut look = Look {
         context,
-        lists,
         path: context.options.target.clone(),
-        levels: vec![Level { folder: target, deletes: context.options.delete }],
+        levels: vec![Level { folder: target.clone(), deletes: context.options.delete }],
         linked: HashMap::new(),
-        summary: Summary::default(),
-        deletion: Deletion::default(),
+        looked: Looked { deletion: Deletion::new(context.options)?, ..Looked::default() },
     };
     look.delete(walk)?;
     while let Some(step) = walk.next()? {
@@ -68,13 +70,18 @@ pub(super) fn look(
             Step::Node(node) => look.node(walk, &node)?,
         }
     }
-    if lists {
-        for item in look.deletion.planned(&context.options.target) {
-            look.summary.deleted += 1;
-            look.summary.planned.push(item);
+    let Looked { mut summary, mut deletion, mut before } = look.looked;
+    if let Some(target) = &target {
+        deletion.add_made(target, &context.options.remove, context.options)?;
+    }
+    deletion.tell(&mut before)?;
+    if context.options.dry_run {
+        for item in deletion.planned(&context.options.target) {
+            summary.deleted += 1;
+            summary.planned.push(item);
         }
     }
-    Ok((look.summary, look.deletion))
+    Ok(Looked { summary, deletion, before })
 }
 
 impl Look<'_, '_> {
@@ -84,7 +91,7 @@ impl Look<'_, '_> {
 
     fn delete(&mut self, walk: &Walk<'_>) -> Result<()> {
         if let Some(Level { folder: Some(folder), deletes: true }) = self.levels.last() {
-            self.deletion.look(walk, folder, self.context.options)?;
+            self.looked.deletion.look(walk, folder, self.context.options)?;
         }
         Ok(())
     }
@@ -98,12 +105,14 @@ impl Look<'_, '_> {
             None => None,
         };
         if deletes && around.as_ref().zip(folder.as_ref()).map_or(Ok(false), |(a, _)| a.is_mount(&node.name))? {
-            self.deletion.pass_over(self.path.clone());
+            self.looked.deletion.pass_over(self.path.clone());
             deletes = false;
         }
-        if wanted && self.lists {
+        if wanted {
             let action = self.folder_action(node, around.as_deref(), folder.as_deref())?;
-            self.add(node, action);
+            self.add(node, action, around.as_ref())?;
+        } else if folder.is_none() {
+            self.will_make();
         }
         self.levels.push(Level { folder, deletes });
         self.delete(walk)
@@ -125,12 +134,10 @@ impl Look<'_, '_> {
     }
 
     fn node(&mut self, walk: &Walk<'_>, node: &Node) -> Result<()> {
-        if !self.lists {
-            return Ok(());
-        }
         self.path.push(OsStr::from_bytes(&node.name));
         let action = self.action(walk, node)?;
-        self.add(node, action);
+        let folder = self.folder().cloned();
+        self.add(node, action, folder.as_ref())?;
         self.path.pop();
         Ok(())
     }
@@ -140,8 +147,15 @@ impl Look<'_, '_> {
             return Ok(Action::Omit);
         }
         let Some(folder) = self.folder().cloned() else { return Ok(Action::Create) };
-        if self.deletion.is_in_the_way(&folder.path_of(&node.name)) {
+        if self.looked.deletion.is_in_the_way(&folder.path_of(&node.name)) {
             return Ok(Action::Replace);
+        }
+        if existing::may_be_database(node) && self.looked.before.locked.is_none() && !self.context.options.force {
+            self.looked.before.locked = existing::refuse_locked(&folder, node).err();
+            if self.looked.before.locked.is_some() {
+                // The whole restore is refused for that.
+                return Ok(Action::Replace);
+            }
         }
         let link = match node.hard_link.and_then(|group| self.linked.get(&group)) {
             None => Link::No,
@@ -168,9 +182,36 @@ impl Look<'_, '_> {
         Ok(action)
     }
 
-    fn add(&mut self, node: &Node, action: Action) {
+    /// Counts what is done with a node, which is or will be in `around`.
+    fn add(&mut self, node: &Node, action: Action, around: Option<&Arc<Folder>>) -> Result<()> {
+        match (action, around) {
+            (Action::Create, _) => self.will_make(),
+            // A directory's own attributes come with what is kept of its contents.
+            (Action::Metadata, _) if node.kind == NodeKind::Directory => {}
+            (Action::Replace | Action::Metadata, Some(around)) => {
+                if action == Action::Replace && existing::may_be_database(node) {
+                    self.looked.before.add_database(around, &node.name)?;
+                }
+                self.looked.before.replaced.push(There { folder: around.clone(), name: node.name.to_vec() });
+            }
+            _ => {}
+        }
+        if self.context.options.dry_run {
+            self.list(node, action);
+        }
+        Ok(())
+    }
+
+    /// Remembers that the path looked at is made.
+    fn will_make(&mut self) {
+        if let Ok(below) = self.path.strip_prefix(&self.context.options.target) {
+            self.looked.before.made.push(below.as_os_str().as_bytes().to_vec());
+        }
+    }
+
+    fn list(&mut self, node: &Node, action: Action) {
         let bytes = node.size.unwrap_or(0);
-        let summary = &mut self.summary;
+        let summary = &mut self.looked.summary;
         match (action, node.kind) {
             (Action::Omit | Action::Delete, _) => {}
             (Action::Metadata, _) => summary.metadata += 1,

@@ -6,15 +6,15 @@ use std::path::Path;
 use rustix::fs::{FileType, Stat};
 
 use super::context::Context;
-use super::database::read_back;
 use super::plan::Walk;
 use super::{Overwrite, display, reuse};
 use crate::error::{Error, Result};
 use crate::format::tree::{Database, Node, NodeKind};
 use crate::source::exclusive::{beside, in_use, locked_by, owner_of};
 use crate::source::handles::Holder;
-use crate::source::sqlite::SIDECARS;
+use crate::source::sqlite::{SIDECARS, has_magic};
 use crate::source::target::Folder;
+use crate::source::temporary::read_exact_at;
 
 /// What of a file that is there is used for the one that replaces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(super) enum Link {
 }
 
 /// Whether a node is a database, or was one that could not be captured.
-fn may_be_database(node: &Node) -> bool {
+pub(super) fn may_be_database(node: &Node) -> bool {
     node.kind == NodeKind::Database || (node.kind == NodeKind::File && node.unverified.is_some())
 }
 
@@ -90,11 +90,8 @@ pub(super) fn judge(context: &Context<'_>, folder: &Folder, node: &Node, link: L
             return Ok(verdict);
         }
     }
-    if !context.options.force
-        && may_be_database(node)
-        && let Some(holder) = locked_by(folder, &node.name)?
-    {
-        return Err(in_use(&folder.path_of(&node.name), &holder));
+    if !context.options.force && may_be_database(node) {
+        refuse_locked(folder, node)?;
     }
     let Some(stat) = there else { return Ok(Verdict::Create) };
     if kind(&stat) == FileType::Directory && !(context.options.replaces_kinds() && folder_is_empty(folder, node)?) {
@@ -113,6 +110,15 @@ pub(super) fn judge(context: &Context<'_>, folder: &Folder, node: &Node, link: L
         (true, _) => Reuse::Copy,
         _ => Reuse::No,
     }))
+}
+
+/// # Errors
+/// [`Error::Refused`] if another process holds a lock on the database with the name of a node.
+pub(super) fn refuse_locked(folder: &Folder, node: &Node) -> Result<()> {
+    match locked_by(folder, &node.name)? {
+        Some(holder) => Err(in_use(&folder.path_of(&node.name), &holder)),
+        None => Ok(()),
+    }
 }
 
 fn folder_is_empty(folder: &Folder, node: &Node) -> Result<bool> {
@@ -163,10 +169,10 @@ fn same(context: &Context<'_>, folder: &Folder, node: &Node, stat: &Stat) -> Res
             !has_log(folder, &node.name)?
                 && match context.options.dry_run && !context.compares_content {
                     true => has_time,
-                    false => is_captured(context, database, &file, &path, stat.st_size.unsigned_abs())?,
+                    false => is_captured(context, database, &file, &path)?,
                 }
         }
-        None if context.compares_content && context.options.dry_run => reuse::has_content(context, node, &file)?,
+        None if context.compares_content && context.is_looking() => reuse::has_content(context, node, &file)?,
         None => has_time && !context.compares_content,
     };
     Ok(same.then_some(Verdict::Same(file)))
@@ -181,9 +187,16 @@ fn has_log(folder: &Folder, name: &[u8]) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether a file says that it is a database.
+pub(super) fn is_database(folder: &Folder, name: &[u8]) -> bool {
+    let mut start = [0; 16];
+    let file = reuse::open_regular(folder, name).ok().flatten();
+    file.is_some_and(|file| read_exact_at(&file, &mut start, 0).is_ok() && has_magic(&start))
+}
+
 /// Whether a file is, byte for byte, the database that was captured.
-fn is_captured(context: &Context<'_>, database: &Database, file: &OwnedFd, path: &Path, bytes: u64) -> Result<bool> {
-    let hash = read_back(context, file, path, bytes)?;
+fn is_captured(context: &Context<'_>, database: &Database, file: &OwnedFd, path: &Path) -> Result<bool> {
+    let hash = context.hash_of(file, path)?;
     Ok(hash.as_bytes()[..] == context.repo.read_map(&database.map)?.0.file_hash[..])
 }
 

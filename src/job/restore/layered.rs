@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use super::context::Context;
-use super::reuse::read_exact;
 use super::write::{File, Layout, Part};
 use crate::error::Result;
+use crate::source::temporary::read_exact_at;
 
 /// Read at a time, in bytes.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -47,7 +47,7 @@ pub(super) fn has_hash(context: &Context<'_>, file: &OwnedFd, wanted: &[u8]) -> 
     while at < size && context.reporter.check_interrupt().is_ok() {
         let n = (size - at).min(BUFFER_BYTES as u64) as usize;
         let Some(part) = buffer.get_mut(..n) else { return false };
-        if read_exact(file, part, at).is_none() {
+        if read_exact_at(file, part, at).is_err() {
             return false;
         }
         hasher.update(part);

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use super::before::Kept;
 use super::{Options, display};
 use crate::error::{Error, Result};
+use crate::id::SnapshotId;
 use crate::repo::Selected;
 use crate::report::{Reporter, Severity};
 use crate::source::marker::{self, MARKER, Marker};
@@ -24,10 +26,12 @@ pub(super) struct Mark {
     /// Whether the restore made the target.
     is_new: bool,
     boot: String,
+    /// Where what was there before is kept, when that is done.
+    kept: Option<Kept>,
 }
 
 /// What is known of the restore that this one goes on with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Resumed {
     /// When it was begun, in seconds and nanoseconds, by the clock of the target's file system.
     pub since: (i64, i64),
@@ -35,6 +39,8 @@ pub(super) struct Resumed {
     pub is_new: bool,
     /// Whether the machine was started since: what was written may never have reached the disk.
     pub is_of_another_boot: bool,
+    /// Where it kept what was there before.
+    pub kept: Option<Kept>,
 }
 
 impl Mark {
@@ -53,23 +59,34 @@ impl Mark {
             is_new,
             // Where there is none, no start of the machine is noticed.
             boot: std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned(),
+            kept: None,
         }
     }
 
     fn text(&self) -> String {
-        let Self { snapshot, selection, is_new, boot } = self;
-        format!("{FIRST_LINE}\nsnapshot {snapshot}\nselection {selection}\nnew {is_new}\nboot {boot}\n")
+        let Self { snapshot, selection, is_new, boot, kept } = self;
+        let kept = match kept {
+            None => "not yet".to_owned(),
+            Some(Kept::Nothing) => "nothing".to_owned(),
+            Some(Kept::Snapshot(id)) => format!("snapshot {id}"),
+            Some(Kept::Copy(path, _)) => format!("copy {}", path.file_name().unwrap_or_default().display()),
+        };
+        format!("{FIRST_LINE}\nsnapshot {snapshot}\nselection {selection}\nnew {is_new}\nkept {kept}\nboot {boot}\n")
     }
 
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines().skip(1);
         let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
-        Some(Self {
-            snapshot: value("snapshot")?,
-            selection: value("selection")?,
-            is_new: value("new")?.parse().ok()?,
-            boot: value("boot")?,
-        })
+        let (snapshot, selection) = (value("snapshot")?, value("selection")?);
+        let (is_new, kept) = (value("new")?.parse().ok()?, value("kept")?);
+        let kept = match kept.split_once(' ') {
+            None => Some(Kept::Nothing),
+            Some(("snapshot", id)) => SnapshotId::parse(id).map(Kept::Snapshot),
+            Some(("copy", name)) => Some(Kept::Copy(name.into(), String::new())),
+            Some(_) => None,
+        };
+        let boot = value("boot")?;
+        Some(Self { snapshot, selection, is_new, boot, kept })
     }
 
     /// What a mark that was found means for this restore: it goes on with that one, or begins.
@@ -88,7 +105,12 @@ impl Mark {
             && (&found.snapshot, &found.selection) == (&self.snapshot, &self.selection)
         {
             let is_of_another_boot = found.boot != self.boot;
-            return Ok(Some(Resumed { since, is_new: found.is_new, is_of_another_boot }));
+            let kept = found.kept.clone().map(|kept| match kept {
+                Kept::Copy(name, why) => Kept::Copy(target.path().join(name), why),
+                other => other,
+            });
+            let is_new = found.is_new;
+            return Ok(Some(Resumed { since, is_new, is_of_another_boot, kept }));
         }
         if options.says_what_to_do() {
             return Ok(None);
@@ -124,7 +146,26 @@ impl Mark {
         self.goes_on(text.as_deref(), since.unwrap_or_default(), target, options)
     }
 
-    /// Marks the target, and keeps other restores away from it.
+    /// Nothing is to be kept.
+    pub(super) fn keeps_nothing(&mut self) {
+        self.kept = Some(Kept::Nothing);
+    }
+
+    fn write(&self, marker: &Marker, target: &Folder, made: &[u8]) -> Result<()> {
+        marker.write(target, &[self.text().as_bytes(), made].concat())
+    }
+
+    /// Notes where what was there before is kept: a restore that goes on with this one does not keep it again, since
+    /// part of it is no longer there.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub(super) fn note_kept(&mut self, marker: &Marker, target: &Folder, made: &[u8], kept: &Kept) -> Result<()> {
+        self.kept = Some(kept.clone());
+        self.write(marker, target, made)
+    }
+
+    /// Marks the target, and keeps other restores away from it. `made` is the record of what the restore makes.
     ///
     /// # Errors
     /// [`Error::Refused`] if the target holds something, [`Error::Locked`] if another restore is at work there, and
@@ -132,6 +173,7 @@ impl Mark {
     pub(super) fn begin(
         &self,
         there: Option<&Folder>,
+        made: &[u8],
         options: &Options,
         reporter: &Reporter,
     ) -> Result<(Arc<Folder>, Marker, Option<Resumed>)> {
@@ -146,7 +188,7 @@ impl Mark {
         let marker = Marker::take(&target)?;
         let resumed = self.goes_on(marker.found(), marker.written(&target)?, &target, options)?;
         if resumed.is_none() {
-            marker.write(&target, &self.text())?;
+            self.write(&marker, &target, made)?;
         }
         if !marker.is_locked() {
             let why = "its file system has no locks: a second restore into it would not be kept away";

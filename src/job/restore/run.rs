@@ -86,13 +86,13 @@ pub(super) fn run(
 impl Restore<'_> {
     /// Deletes, and then restores what waited for that.
     fn finish(mut self) -> Result<(Summary, Arc<Folder>)> {
-        if self.context.options.delete {
+        if self.context.options.deletes() {
             self.deletion.report(self.context);
             if self.context.reporter.worst() == Some(Severity::Restore) {
                 let why = "nothing is deleted, since not everything was restored";
                 self.context.reporter.warn(Severity::Note, display(&self.target.path()), why);
             } else {
-                self.summary.deleted = self.deletion.run(self.context)?;
+                self.summary.deleted = self.deletion.run(self.context.options, self.context.reporter)?;
             }
         }
         std::mem::take(&mut self.late).into_iter().try_for_each(|part| self.restore(part))?;
@@ -136,7 +136,7 @@ impl Restore<'_> {
         let Some(Open { node, made: Made::Yes(folder) }) = self.open.pop() else { return Ok(()) };
         let is_ours = folder.is_new() || self.context.overwrite != Overwrite::Never || self.was_being_filled(&folder);
         let node = is_ours.then_some(*node);
-        if self.context.options.delete && self.deletion.touches(&folder.path()) {
+        if self.context.options.deletes() && self.deletion.touches(&folder.path()) {
             self.touched.push((folder, node));
         } else {
             self.files.close_folder(folder, node);
@@ -159,6 +159,9 @@ impl Restore<'_> {
             return Ok(());
         }
         if walk.is_at_top() && node.name[..] == *MARKER {
+            if self.context.options.is_undo {
+                return Ok(());
+            }
             let why = "not restored: it marked an unfinished restore when the snapshot was taken";
             reporter.warn(Severity::Note, walk.display(), why);
             return Ok(());

@@ -375,9 +375,8 @@ fn a_database_comes_back_byte_for_byte_and_no_old_wal_blends_in() {
     let lock = shm_lock();
     fcntl(&shm, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
     let always = Options { overwrite: Some(Overwrite::Always), ..options(&target) };
-    let (done, problems) = restore(&sample, &first, &always);
-    assert_eq!(done.unwrap().databases, 0);
-    assert!(problems[0].0 == Severity::Restore && problems[0].1.contains("open"), "{problems:?}");
+    let refused = restore(&sample, &first, &always).0.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }) && refused.to_string().contains("open"), "{refused}");
     assert_eq!(fs::read(&db).unwrap(), after);
     restored(&sample, &first, &Options { force: true, ..always.clone() });
     assert_eq!(fs::read(&db).unwrap(), before);

@@ -57,6 +57,7 @@ fn open(store: Arc<dyn Backend>) -> Result<Arc<Repository>> {
 fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId> {
     let options = create::Options {
         paths: vec![source.to_path_buf()],
+        named: None,
         stdin: None,
         postgres: vec![],
         host: Some("here".into()),

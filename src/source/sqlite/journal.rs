@@ -16,7 +16,8 @@ use std::path::Path;
 use super::wal::read_up_to;
 use crate::format::segment::is_page_size;
 
-const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// What a header begins with, and a journal that names a super-journal ends with.
+pub const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// The fields of a header; it fills a whole sector.
 const HEADER_BYTES: usize = 28;
 /// The least that a sector can have, and what SQLite takes it for before it has read the first header.
@@ -150,8 +151,8 @@ impl Originals {
     }
 }
 
-/// Every 200th byte from the end of the page, added up.
-fn checksum(nonce: u32, page: &[u8]) -> u32 {
+/// The checksum of a record: the nonce, and every 200th byte of the page counted from its end.
+pub fn checksum(nonce: u32, page: &[u8]) -> u32 {
     let from_end = |i: usize| page.len().checked_sub(200 * i).filter(|at| *at > 0);
     (1..).map_while(from_end).filter_map(|at| page.get(at)).fold(nonce, |sum, b| sum.wrapping_add(u32::from(*b)))
 }

@@ -17,7 +17,7 @@
 pub mod btree;
 pub mod examine;
 mod hold;
-mod journal;
+pub mod journal;
 mod locks;
 mod looks;
 pub mod observe;
