@@ -1,18 +1,27 @@
 //! Databases back from their page maps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::Repository;
+use super::{BasePages, Repository};
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, PageRef, Root};
-use crate::format::segment::SlotSet;
+use crate::format::segment::{Decoded, SlotSet};
 use crate::id::BlobId;
+use crate::index::Place;
 use crate::report::Reporter;
+
+/// Leaves that are dealt with at once: their pages are listed in some 8 MiB.
+const WINDOW_LEAVES: usize = 32;
+/// Segments that lean on others are read stretch by stretch of the file, in bytes, after those that they lean on.
+const STRETCH_BYTES: u64 = 8 << 20;
+
+/// Stretch of the file, whether it leans on others, place, id, and the pages in it with their numbers.
+type Segment = (u64, bool, Place, BlobId, Vec<(u64, PageRef)>);
 
 /// How much of the file is read back at a time, in bytes.
 const READ_BACK_BYTES: usize = 4 << 20;
@@ -28,35 +37,25 @@ impl Repository {
         let page_bytes = u64::from(root.page_bytes);
         let size = root.pages * page_bytes;
         file.set_len(size).map_err(written)?;
-        for (number, leaf) in leaves.iter().enumerate() {
-            let pages = self.read_leaf(leaf)?.pages;
-            if pages.len() != root.leaf_pages(number) {
-                return Err(Error::corrupt(
-                    format!("page map {map}"),
-                    "a leaf has another number of pages than it must",
-                ));
+        for (number, window) in leaves.chunks(WINDOW_LEAVES).enumerate() {
+            let mut pages: HashMap<BlobId, Vec<(u64, PageRef)>> = HashMap::new();
+            for (leaf, id) in (number * WINDOW_LEAVES..).zip(window) {
+                let read = self.read_leaf(id)?.pages;
+                if read.len() != root.leaf_pages(leaf) {
+                    return Err(Error::corrupt(
+                        format!("page map {map}"),
+                        "a leaf has another number of pages than it must",
+                    ));
+                }
+                for (page, at) in ((leaf * LEAF_PAGES) as u64..).zip(read) {
+                    pages.entry(at.segment).or_default().push((page, at));
+                }
             }
-            let mut by_segment: HashMap<BlobId, Vec<(u64, PageRef)>> = HashMap::new();
-            for (page, at) in ((number * LEAF_PAGES) as u64..).zip(pages) {
-                by_segment.entry(at.segment).or_default().push((page, at));
-            }
-            let mut by_segment: Vec<_> = by_segment.into_iter().collect();
-            let mut bases = HashSet::new();
-            {
-                // Those that lean on others come after these, which are kept that long.
-                let index = self.index();
-                let place = |id: &BlobId| index.find(id).map(|place| (!index.bases(place).is_empty(), place));
-                by_segment.sort_by_cached_key(|(segment, _)| place(segment));
-                let leans_on = by_segment.iter().filter_map(|(id, _)| index.find(id)).flat_map(|p| index.bases(p));
-                bases.extend(leans_on.map(|base| base.id));
-            }
-            by_segment.par_iter().try_for_each(|(segment, pages)| {
-                reporter.check_interrupt()?;
-                self.write_pages(segment, pages, bases.contains(segment), page_bytes, file)?;
-                reporter.advance(pages.len() as u64 * page_bytes, 0);
-                Ok::<_, Error>(())
-            })?;
+            let own = file.try_clone().map_err(written)?;
+            self.write_window(pages, root.page_bytes, (own, size), reporter)?;
         }
+        // Older pages lay behind its end.
+        file.set_len(size).map_err(written)?;
         if hash_file(file, size, reporter)?.as_bytes()[..] == root.file_hash[..] {
             Ok(root)
         } else {
@@ -64,37 +63,90 @@ impl Repository {
         }
     }
 
-    /// Writes the pages that one segment holds, neighbours in one go.
-    fn write_pages(
+    /// Writes the pages of some leaves: first those in segments that others lean on.
+    fn write_window(
         &self,
-        segment: &BlobId,
-        pages: &[(u64, PageRef)],
-        is_base: bool,
-        page_bytes: u64,
-        file: &File,
+        pages: HashMap<BlobId, Vec<(u64, PageRef)>>,
+        page_bytes: u32,
+        (file, size): (File, u64),
+        reporter: &Reporter,
     ) -> Result<()> {
-        let mut wanted = SlotSet::default();
-        pages.iter().for_each(|(_, at)| wanted.insert(at.slot));
-        let decoded = Arc::new(self.read_slots(segment, &wanted)?);
-        if is_base {
-            self.remember_base(*segment, &decoded);
-        }
-        let mut run = Vec::new();
-        for (i, (page, at)) in pages.iter().enumerate() {
-            let slot = usize::from(at.slot);
-            let bytes = decoded.page(slot).filter(|b| b.len() as u64 == page_bytes);
-            let bytes = bytes.filter(|_| decoded.hashes.get(slot) == Some(&at.hash)).ok_or_else(|| {
-                Error::corrupt(format!("segment {segment}"), format!("page {} of the database is not in it", page + 1))
-            })?;
-            run.extend_from_slice(bytes);
-            if pages.get(i + 1).is_none_or(|next| next.0 != page + 1) {
-                let start = (page + 1) * page_bytes - run.len() as u64;
-                file.write_all_at(&run, start).map_err(written)?;
-                run.clear();
+        let stretch_pages = (STRETCH_BYTES / u64::from(page_bytes)).max(1);
+        let mut segments = Vec::new();
+        let mut stretches: BTreeMap<u64, Vec<Place>> = BTreeMap::new();
+        for (id, pages) in pages {
+            let place = self.place(&id)?;
+            let stretch = pages.first().map_or(0, |(page, _)| page / stretch_pages);
+            let leans = !self.index().bases(place).is_empty();
+            if leans {
+                stretches.entry(stretch).or_default().push(place);
             }
+            segments.push((stretch, leans, place, id, pages));
         }
-        Ok(())
+        let stretches: Vec<_> = stretches.into_values().collect();
+        let own = file.try_clone().map_err(written)?;
+        let aside = BasePages::plan(self, &stretches, page_bytes, (own, size));
+        let order =
+            |(stretch, leans, place, ..): &Segment| (if aside.is_some() { 0 } else { *stretch }, *leans, *place);
+        segments.sort_by_key(order);
+        let write = |(.., place, id, pages): &Segment| {
+            reporter.check_interrupt()?;
+            let wanted = pages.iter().map(|(_, at)| at.slot).collect();
+            let decoded = Arc::new(self.read_beside(id, *place, &wanted, aside.as_ref())?);
+            if aside.is_none() && !stretches.is_empty() {
+                self.remember_base(*id, &decoded);
+            }
+            write_pages(id, &decoded, pages, page_bytes.into(), &file)?;
+            reporter.advance(pages.len() as u64 * u64::from(page_bytes), 0);
+            Ok::<_, Error>(())
+        };
+        let Some(aside) = &aside else { return segments.par_iter().try_for_each(write) };
+        let (alone, leaning) = segments.split_at(segments.partition_point(|(_, leans, ..)| !leans));
+        alone.par_iter().try_for_each(write)?;
+        aside.bases(self).par_iter().try_for_each(|base| {
+            reporter.check_interrupt()?;
+            aside.set_aside(&base.id, &self.read_slots(&base.id, &base.slots)?)
+        })?;
+        leaning.par_iter().try_for_each(write)
     }
+
+    /// Reads a segment, with older pages that were set aside.
+    fn read_beside(&self, id: &BlobId, place: Place, wanted: &SlotSet, aside: Option<&BasePages>) -> Result<Decoded> {
+        let leans = aside.filter(|_| !self.index().bases(place).is_empty());
+        let decoded = leans.map(|aside| {
+            let reader = self.frame_reader(place)?;
+            aside.decode(self, id, &reader, &self.fetch(&reader)?)
+        });
+        match decoded {
+            Some(Ok(decoded)) if decoded.present().holds(wanted) => Ok(decoded),
+            // Another copy of it may be sound, or have pages that a prune left out of this one.
+            _ => self.read_slots(id, wanted),
+        }
+    }
+}
+
+/// Writes the pages that one segment holds, neighbours in one go.
+fn write_pages(
+    segment: &BlobId,
+    decoded: &Decoded,
+    pages: &[(u64, PageRef)],
+    page_bytes: u64,
+    file: &File,
+) -> Result<()> {
+    let mut run = Vec::new();
+    for (i, (page, at)) in pages.iter().enumerate() {
+        let bytes = decoded.page_with(at.slot.into(), &at.hash).filter(|b| b.len() as u64 == page_bytes);
+        let bytes = bytes.ok_or_else(|| {
+            Error::corrupt(format!("segment {segment}"), format!("page {} of the database is not in it", page + 1))
+        })?;
+        run.extend_from_slice(bytes);
+        if pages.get(i + 1).is_none_or(|next| next.0 != page + 1) {
+            let start = (page + 1) * page_bytes - run.len() as u64;
+            file.write_all_at(&run, start).map_err(written)?;
+            run.clear();
+        }
+    }
+    Ok(())
 }
 
 fn hash_file(file: &File, size: u64, reporter: &Reporter) -> Result<blake3::Hash> {

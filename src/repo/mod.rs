@@ -2,6 +2,7 @@
 //!
 //! May depend on `backend`, `index`, `format` and below; knows nothing of files or databases outside.
 
+mod bases;
 mod control;
 mod copy;
 mod delta;
@@ -33,6 +34,7 @@ use crate::crypto::{Keys, Secret};
 use crate::format::config::Config;
 use crate::index::BlobIndex;
 
+pub use bases::BasePages;
 pub use control::{Condemnation, Lost, Named};
 pub use copy::{Piece, copy};
 #[cfg(test)]

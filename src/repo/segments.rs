@@ -13,7 +13,9 @@ use crate::format::segment::{Base, Decoded, Encoded, MAX_BASE_DEPTH, SlotSet};
 use crate::id::BlobId;
 
 /// Decoded bases that are kept, in bytes: two threads, each with the bases of some neighbouring segments.
-const BASE_CACHE_BYTES: usize = 24 << 20;
+pub(super) const BASE_CACHE_BYTES: usize = 24 << 20;
+
+const NOT_THERE: &str = "an older page that it leans on is not there";
 
 /// Decoded segments that others lean on; the one used last comes last.
 #[derive(Default)]
@@ -127,13 +129,36 @@ impl Repository {
     /// # Errors
     /// [`Error::Missing`] or [`Error::Corrupt`].
     pub fn decode_segment(&self, id: &BlobId, reader: &FrameReader, body: &[u8], depth: usize) -> Result<Decoded> {
-        let bad = |why: String| Error::corrupt(format!("segment {id}"), why);
-        let encoded = parse_segment(id, reader, body)?;
         if depth > MAX_BASE_DEPTH {
-            return Err(bad("too many segments lean on each other".into()));
+            return Err(Error::corrupt(format!("segment {id}"), "too many segments lean on each other"));
         }
+        let encoded = parse_segment(id, reader, body)?;
         let base_pages = self.base_pages(id, reader, &encoded, depth)?;
-        encoded.decode(&self.keys, *id, &base_pages).map_err(bad)
+        encoded.decode(&self.keys, *id, &base_pages).map_err(|why| Error::corrupt(format!("segment {id}"), why))
+    }
+
+    /// The same; `base_page` appends the page in a slot of a base.
+    ///
+    /// # Errors
+    /// What `base_page` returns, and [`Error::Corrupt`].
+    pub(super) fn decode_segment_with(
+        &self,
+        id: &BlobId,
+        reader: &FrameReader,
+        body: &[u8],
+        base_page: &mut dyn FnMut(&BlobId, u8, &mut Vec<u8>) -> Result<()>,
+    ) -> Result<Decoded> {
+        let bad = |why: &str| Error::corrupt(format!("segment {id}"), why);
+        let encoded = parse_segment(id, reader, body)?;
+        let mut base_pages = Vec::new();
+        for (number, slot) in encoded.bases.iter().flatten() {
+            // What the directory doesn't name, a prune may have dropped.
+            let base = reader.bases().get(usize::from(*number));
+            let told = base.zip(u8::try_from(*slot).ok()).filter(|(base, slot)| base.slots.has(*slot));
+            let (base, slot) = told.ok_or_else(|| bad(NOT_THERE))?;
+            base_page(&base.id, slot, &mut base_pages)?;
+        }
+        encoded.decode(&self.keys, *id, &base_pages).map_err(|why| bad(&why))
     }
 
     /// The older pages that a segment is encoded against, in the order of its slots.
@@ -142,12 +167,10 @@ impl Repository {
         let bases = reader.bases().iter().map(read).collect::<Result<Vec<_>>>()?;
         let mut pages = Vec::new();
         for (number, slot) in encoded.bases.iter().flatten() {
-            // What the directory doesn't name, a prune may have dropped.
             let told = bases.get(usize::from(*number)).filter(|(base, _)| has(&base.slots, *slot));
             let page = told.and_then(|(_, decoded)| decoded.page(usize::from(*slot)));
             let page = page.filter(|page| page.len() == encoded.page_bytes as usize);
-            let why = "an older page that it leans on is not there";
-            pages.extend_from_slice(page.ok_or_else(|| Error::corrupt(format!("segment {id}"), why))?);
+            pages.extend_from_slice(page.ok_or_else(|| Error::corrupt(format!("segment {id}"), NOT_THERE))?);
         }
         Ok(pages)
     }

@@ -102,14 +102,14 @@ pub fn capture(
     if pages == 0 {
         return Err(Refusal::NotADatabase("it has no pages".into()).into());
     }
-    let older_map = OlderMap::new(repo, page_bytes, older);
+    let mut older_map = OlderMap::new(repo, page_bytes, older);
     let mut segmenter = Segmenter::new(repo, page_bytes, pages, older);
     let mut direct = Direct { segmenter: &mut segmenter, sink: &mut *sink, limit: None };
     let read = if is_held {
         let mut held = Held { spool: &mut spool, direct, reporter, is_full: false };
-        read(repo, &db, older_map, &mut held, reporter)
+        read(repo, &db, &mut older_map, &mut held, reporter)
     } else {
-        read(repo, &db, older_map, &mut direct, reporter)
+        read(repo, &db, &mut older_map, &mut direct, reporter)
     };
     // The transaction ends before anything is compressed or stored, and also if reading failed.
     let sound = db.finish();
@@ -121,7 +121,7 @@ pub fn capture(
         reporter.check_interrupt()?;
         segmenter.page(number, hash, page, sink)
     })?;
-    let map = segmenter.finish(&file_hash, sink)?;
+    let map = segmenter.finish(&file_hash, older_map.into_kept(), sink)?;
     Ok(Captured { map, bytes: pages * u64::from(page_bytes), facts })
 }
 
@@ -190,7 +190,7 @@ impl Changes for Held<'_, '_> {
 fn read(
     repo: &Repository,
     db: &Database,
-    mut older: OlderMap<'_>,
+    older: &mut OlderMap<'_>,
     changes: &mut dyn Changes,
     reporter: &Reporter,
 ) -> Result<(blake3::Hash, Facts), Stop> {

@@ -28,10 +28,17 @@ pub struct OlderMap<'r> {
     leaves: Vec<BlobId>,
     /// The leaf that was read last.
     last: Option<(usize, Option<Arc<OlderLeaf>>)>,
-    /// The slots that may be relied on.
-    usable: HashMap<BlobId, SlotSet>,
+    /// Of each segment that a page was found in.
+    usage: HashMap<BlobId, Usage>,
     /// For segments that lean on others, where the older version of each slot is.
     leaning: HashMap<BlobId, Vec<Option<(BlobId, u8)>>>,
+}
+
+struct Usage {
+    /// The slots that may be relied on.
+    usable: SlotSet,
+    /// How many pages are as they were there.
+    kept: u32,
 }
 
 /// A leaf of it.
@@ -48,7 +55,7 @@ impl<'r> OlderMap<'r> {
         let map = older.and_then(|id| repo.read_map(id).ok()).filter(|(root, _)| root.page_bytes == page_bytes);
         let (root, leaves) = map.unzip();
         let leaves = leaves.unwrap_or_default();
-        Self { repo, root, leaves, last: None, usable: HashMap::new(), leaning: HashMap::new() }
+        Self { repo, root, leaves, last: None, usage: HashMap::new(), leaning: HashMap::new() }
     }
 
     /// How many pages a leaf has, and its id.
@@ -76,8 +83,22 @@ impl<'r> OlderMap<'r> {
     /// needs.
     pub fn has(&mut self, leaf: &OlderLeaf, page: usize, hash: &PageHash) -> bool {
         let Some(old) = leaf.leaf.pages.get(page).filter(|old| old.hash == *hash) else { return false };
-        let repo = self.repo;
-        self.usable.entry(old.segment).or_insert_with(|| repo.index().usable_slots(&old.segment)).has(old.slot)
+        let index = self.repo.index();
+        let new = || Usage { usable: index.usable_slots(&old.segment), kept: 0 };
+        let usage = self.usage.entry(old.segment).or_insert_with(new);
+        let has = usage.usable.has(old.slot);
+        usage.kept += u32::from(has);
+        has
+    }
+
+    /// How many pages [`OlderMap::has`] has found in each segment.
+    pub fn into_kept(self) -> HashMap<BlobId, u32> {
+        self.usage.into_iter().map(|(segment, usage)| (segment, usage.kept)).collect()
+    }
+
+    /// How many leaves there are.
+    pub fn leaves(&self) -> usize {
+        self.leaves.len()
     }
 
     /// Where the self-contained version of a page is that a changed one can be stored against: the previous version, or

@@ -4,7 +4,9 @@
 //! packed together and stored against these; all others are packed together and stored in full. Unchanged pages keep
 //! their place in older segments.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use rayon::prelude::*;
 
 use super::capture::{NewSegment, Sink};
 use super::older::{OlderMap, read_similar};
@@ -12,7 +14,7 @@ use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
 use crate::format::pagemap::{Change, LEAF_PAGES, PageRef, Root, StoredLeaf};
-use crate::format::segment::{SEGMENT_PAGES, pages_per_segment, segment_id};
+use crate::format::segment::{Base, SEGMENT_PAGES, pages_per_segment, segment_id};
 use crate::id::{BlobId, PageHash};
 use crate::repo::Repository;
 
@@ -25,6 +27,17 @@ const DELTA_BYTES: usize = 512 << 10;
 /// of it, so that no night rewrites them all.
 const PATCHES: u32 = 32;
 
+/// Of a segment with less than this of its slots in use, in per cent, the pages are stored again, with others like them:
+/// otherwise restores and prunes pay for more and more pages that nobody needs. So the generations of a year stay as
+/// quick to restore as those of a month, for a quarter more growth (`benches/delta_orders`).
+const SPARSE_PERCENT: u32 = 50;
+/// At most so many pages are stored again, in per cent of those that changed: no night costs much more than its changes.
+const AGAIN_PERCENT: u64 = 50;
+/// Segments that are read for that at a time.
+const SPARSE_AT_ONCE: usize = 16;
+/// Leaves wait for what is stored again, as long as no more pages than this have changed: 52 bytes each.
+const MAX_WAITING: u64 = 4 << 20;
+
 /// Pages that will make up a segment.
 #[derive(Default)]
 struct Group {
@@ -34,6 +47,25 @@ struct Group {
     numbers: Vec<u64>,
     older: Vec<Option<(BlobId, u8)>>,
     base_pages: Vec<u8>,
+}
+
+/// The older version that a page is stored against: where it is, and its bytes.
+type BasePage = ((BlobId, u8), Vec<u8>);
+
+/// A page that goes into a group.
+struct Placed<'p> {
+    number: u64,
+    hash: PageHash,
+    page: &'p [u8],
+    base: Option<BasePage>,
+}
+
+/// An unchanged page that is stored again.
+struct Again {
+    number: u64,
+    hash: PageHash,
+    page: Vec<u8>,
+    base: Option<BasePage>,
 }
 
 /// A leaf with pages that are not all placed yet.
@@ -57,6 +89,8 @@ pub struct Segmenter<'r> {
     open: VecDeque<OpenLeaf>,
     /// Finished leaves.
     leaves: Vec<BlobId>,
+    /// How many pages came.
+    changed: u64,
 }
 
 impl<'r> Segmenter<'r> {
@@ -72,6 +106,7 @@ impl<'r> Segmenter<'r> {
             deltas: Group::default(),
             open: VecDeque::new(),
             leaves: Vec::new(),
+            changed: 0,
         }
     }
 
@@ -81,18 +116,28 @@ impl<'r> Segmenter<'r> {
     /// When storing has failed.
     pub fn page(&mut self, number: u64, hash: &PageHash, page: &[u8], sink: &mut dyn Sink) -> Result<()> {
         self.open_to(number)?.missing += 1;
+        self.changed += 1;
         self.batch.numbers.push(number);
         self.batch.hashes.push(*hash);
         self.batch.pages.extend_from_slice(page);
         if self.batch.pages.len() >= BATCH_BYTES { self.work(sink) } else { Ok(()) }
     }
 
-    /// Takes note that there are no more, and returns the root of the map; `file_hash` is of the whole database.
+    /// Takes note that there are no more, and returns the root of the map; `file_hash` is of the whole database, `kept`
+    /// says how many pages are as they were in which segment.
     ///
     /// # Errors
     /// When storing has failed.
-    pub fn finish(mut self, file_hash: &blake3::Hash, sink: &mut dyn Sink) -> Result<BlobId> {
+    pub fn finish(
+        mut self,
+        file_hash: &blake3::Hash,
+        kept: HashMap<BlobId, u32>,
+        sink: &mut dyn Sink,
+    ) -> Result<BlobId> {
         self.work(sink)?;
+        if self.leaves.is_empty() {
+            self.store_again(&kept, sink)?;
+        }
         self.flush_deltas(sink)?;
         self.flush_full(sink)?;
         if let Some(last) = self.pages.checked_sub(1) {
@@ -100,7 +145,7 @@ impl<'r> Segmenter<'r> {
         }
         self.flush_leaves(usize::MAX, sink)?;
         let leaves = std::mem::take(&mut self.leaves);
-        Root::build(self.page_bytes, self.pages, file_hash.as_bytes(), leaves, |node| self.put(node, sink))
+        Root::build(self.page_bytes, self.pages, file_hash.as_bytes(), leaves, |node| self.put_node(node, sink))
     }
 
     /// The leaf that a page lies in.
@@ -126,24 +171,115 @@ impl<'r> Segmenter<'r> {
         let similar = read_similar(self.repo, &pages, &older);
         for ((at, page), base_page) in pages.iter().enumerate().zip(similar) {
             let (Some(number), Some(hash)) = (batch.numbers.get(at), batch.hashes.get(at)) else { continue };
-            let group = if base_page.is_some() { &mut self.deltas } else { &mut self.full };
-            group.numbers.push(*number);
-            group.hashes.push(*hash);
-            group.pages.extend_from_slice(page);
-            if let Some(base_page) = base_page {
-                group.older.push(older.get(at).copied().flatten());
-                group.base_pages.extend_from_slice(&base_page);
-                let most = (DELTA_BYTES / self.page_bytes as usize).clamp(1, SEGMENT_PAGES);
-                if group.numbers.len() >= most {
-                    self.flush_deltas(sink)?;
-                }
-            } else if group.numbers.len() >= pages_per_segment(self.page_bytes as usize) {
-                self.flush_full(sink)?;
-            }
+            let base = base_page.zip(older.get(at).copied().flatten()).map(|(page, at)| (at, page));
+            self.put(Placed { number: *number, hash: *hash, page, base }, sink)?;
+        }
+        if self.older.leaves() > 0 && self.changed < MAX_WAITING {
+            return Ok(());
         }
         // The leaf that the last page lies in may get more.
         let last = batch.numbers.last().map_or(0, |number| (number / LEAF_PAGES as u64) as usize);
         self.flush_leaves(last, sink)
+    }
+
+    /// Stores the pages of sparsely used segments again.
+    fn store_again(&mut self, kept: &HashMap<BlobId, u32>, sink: &mut dyn Sink) -> Result<()> {
+        let chosen = self.sparse(kept);
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let waiting: HashSet<u64> = self.full.numbers.iter().chain(&self.deltas.numbers).copied().collect();
+        let mut pages: HashMap<BlobId, Vec<(u64, PageRef)>> = HashMap::new();
+        for leaf in 0..self.older.leaves() {
+            let from = leaf as u64 * LEAF_PAGES as u64;
+            let Some(older) = self.older.leaf(leaf) else { continue };
+            let changes = self.open.get(leaf).map(|open| &open.changes[..]).unwrap_or_default();
+            let changed: HashSet<u16> = changes.iter().map(|(page, _)| *page).collect();
+            for (page, at) in (0..=u16::MAX).zip(&older.leaf.pages) {
+                let number = from + u64::from(page);
+                let is_changed = changed.contains(&page) || waiting.contains(&number);
+                if number < self.pages && chosen.contains(&at.segment) && !is_changed {
+                    pages.entry(at.segment).or_default().push((number, *at));
+                }
+            }
+        }
+        // What lies close in the database leans on the same bases.
+        let mut by_segment: Vec<_> = pages.into_values().collect();
+        by_segment.sort_by_key(|pages| pages.first().map(|(number, _)| *number));
+        for some in by_segment.chunks(SPARSE_AT_ONCE) {
+            let read: Vec<_> = some.par_iter().map(|pages| self.read_again(pages, &chosen)).collect();
+            let mut read: Vec<_> = read.into_iter().flatten().collect();
+            read.sort_by_key(|again| again.number);
+            for again in read {
+                self.open_to(again.number)?.missing += 1;
+                let Again { number, hash, page, base } = again;
+                self.put(Placed { number, hash, page: &page, base }, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments whose pages are stored again: those of which least is used, as many as may be.
+    fn sparse(&self, kept: &HashMap<BlobId, u32>) -> HashSet<BlobId> {
+        let index = self.repo.index();
+        let mut sparse: Vec<(u32, BlobId, u32)> = Vec::new();
+        for (segment, kept) in kept.iter().filter(|(_, kept)| **kept > 0) {
+            let Some(place) = index.find(segment) else { continue };
+            // What a prune left out counts: a segment of few pages compresses badly.
+            let slots = match index.slots(place) {
+                Some(slots) => slots.iter().last().map_or(0, |last| u32::from(last) + 1),
+                None => place.plain_bytes / self.page_bytes.max(1),
+            };
+            let percent = kept * 100 / slots.max(1);
+            if percent < SPARSE_PERCENT {
+                sparse.push((percent, *segment, *kept));
+            }
+        }
+        sparse.sort_unstable();
+        let mut left = self.changed * AGAIN_PERCENT / 100;
+        let fits = |(_, _, kept): &(u32, BlobId, u32)| {
+            let fits = u64::from(*kept) <= left;
+            left = left.saturating_sub(u64::from(*kept));
+            fits
+        };
+        sparse.into_iter().take_while(fits).map(|(_, segment, _)| segment).collect()
+    }
+
+    /// Reads pages of one segment, with their bases where these stay what they are. Pages that can't be read stay where
+    /// they are.
+    fn read_again(&self, pages: &[(u64, PageRef)], chosen: &HashSet<BlobId>) -> Vec<Again> {
+        let Some((_, PageRef { segment, .. })) = pages.first() else { return Vec::new() };
+        let slots = pages.iter().map(|(_, at)| at.slot).collect();
+        let Ok(decoded) = self.repo.read_slots(segment, &slots) else { return Vec::new() };
+        let leans = self.repo.index().find(segment).is_some_and(|p| !self.repo.index().bases(p).is_empty());
+        let bases = if leans { self.repo.bases_of_slots(segment).unwrap_or_default() } else { Vec::new() };
+        let again = |(number, at): &(u64, PageRef)| {
+            let page = decoded.page_with(at.slot.into(), &at.hash)?.to_vec();
+            let base = bases.get(usize::from(at.slot)).copied().flatten();
+            let base = base.filter(|(id, slot)| !chosen.contains(id) && self.repo.index().is_usable_alone(id, *slot));
+            let base = base.and_then(|(id, slot)| {
+                let base = self.repo.read_base(&Base { id, slots: [slot].into_iter().collect() }).ok()?;
+                Some(((id, slot), base.page(slot.into())?.to_vec()))
+            });
+            Some(Again { number: *number, hash: at.hash, page, base })
+        };
+        pages.iter().filter_map(again).collect()
+    }
+
+    /// Puts a page to its like.
+    fn put(&mut self, placed: Placed<'_>, sink: &mut dyn Sink) -> Result<()> {
+        let group = if placed.base.is_some() { &mut self.deltas } else { &mut self.full };
+        group.numbers.push(placed.number);
+        group.hashes.push(placed.hash);
+        group.pages.extend_from_slice(placed.page);
+        if let Some((at, page)) = placed.base {
+            group.older.push(Some(at));
+            group.base_pages.extend_from_slice(&page);
+            let most = (DELTA_BYTES / self.page_bytes as usize).clamp(1, SEGMENT_PAGES);
+            return if group.numbers.len() >= most { self.flush_deltas(sink) } else { Ok(()) };
+        }
+        let is_full = group.numbers.len() >= pages_per_segment(self.page_bytes as usize);
+        if is_full { self.flush_full(sink) } else { Ok(()) }
     }
 
     fn flush_full(&mut self, sink: &mut dyn Sink) -> Result<()> {
@@ -184,7 +320,7 @@ impl<'r> Segmenter<'r> {
         Ok(())
     }
 
-    fn put(&self, bytes: Vec<u8>, sink: &mut dyn Sink) -> Result<BlobId> {
+    fn put_node(&self, bytes: Vec<u8>, sink: &mut dyn Sink) -> Result<BlobId> {
         let id = self.repo.keys().blob_id(BlobType::Map, &bytes);
         sink.map(id, bytes)?;
         Ok(id)
@@ -214,11 +350,11 @@ impl<'r> Segmenter<'r> {
         let pages =
             pages.ok_or_else(|| Error::corrupt("a page map", "its older version went away while it was used"))?;
         let Some(older) = older else {
-            return self.put(cbor::encode(&StoredLeaf::full(&pages)), sink);
+            return self.put_node(cbor::encode(&StoredLeaf::full(&pages)), sink);
         };
         let turn = PATCHES - (number as u32 * 7) % (PATCHES / 2);
         match older.leaf.successor(older.id, &pages, turn) {
-            Some(stored) => self.put(cbor::encode(&stored), sink),
+            Some(stored) => self.put_node(cbor::encode(&stored), sink),
             None => Ok(older.id),
         }
     }

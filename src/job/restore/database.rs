@@ -3,10 +3,12 @@
 //! Every page is compared with its hash in the page map, and at the end the whole file with the BLAKE3 in the map's
 //! root. Pages are written segment by segment, wherever they belong.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -22,6 +24,7 @@ use crate::format::pagemap::{LEAF_PAGES, Root};
 use crate::format::segment::{Decoded, SlotSet};
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
+use crate::repo::{BasePages, FrameReader};
 use crate::source::temporary::{Temporary, read_exact_at};
 
 /// Leaves that are dealt with at once: their pages are listed in some 5 MiB.
@@ -93,8 +96,12 @@ fn fill(
             Local::Itself => window.take_local(context, root, made, &*made.file()?, false)?,
             Local::Other(file) => window.take_local(context, root, made, file, true)?,
         }
-        window.write(context, root, &|bytes, at| made.write_at(bytes, at), matches!(local, Local::Itself))?;
+        let behind = made.file()?.try_clone().map_err(|e| Error::file("write", made.path(), e))?;
+        let write = |bytes: &[u8], at| made.write_at(bytes, at);
+        window.write(context, root, &write, Some(behind.into()), matches!(local, Local::Itself))?;
     }
+    // Older pages lay behind its end.
+    made.set_len(file_bytes)?;
     read_back(context, &*made.file()?, &made.path(), file_bytes)
 }
 
@@ -207,8 +214,8 @@ impl Window {
         Ok(())
     }
 
-    /// When each segment is to be read, and the segments that others lean on.
-    fn turns(&self, context: &Context<'_>, root: &Root) -> (Vec<Turn>, HashSet<BlobId>) {
+    /// When each segment is to be read.
+    fn turns(&self, context: &Context<'_>, root: &Root) -> Vec<Turn> {
         let stretch_pages = (STRETCH_BYTES / u64::from(root.page_bytes)).max(1);
         let mut first = vec![u64::MAX; self.segments.len()];
         for page in &self.pages {
@@ -217,56 +224,131 @@ impl Window {
             }
         }
         let index = context.repo.index();
-        let mut bases = HashSet::new();
-        let mut turn = |(first, (_, place)): (u64, &(BlobId, Place))| {
-            let leans_on = index.bases(*place);
-            bases.extend(leans_on.iter().map(|base| base.id));
-            (first / stretch_pages, !leans_on.is_empty(), *place)
+        let turn = |(first, (_, place)): (u64, &(BlobId, Place))| {
+            (first / stretch_pages, !index.bases(*place).is_empty(), *place)
         };
-        let turns: Vec<Turn> = first.into_iter().zip(&self.segments).map(&mut turn).collect();
-        // Where nothing leans on anything, the order of the packs is the best.
-        let turns = if bases.is_empty() { turns.into_iter().map(|(.., p)| (0, false, p)).collect() } else { turns };
-        (turns, bases)
+        first.into_iter().zip(&self.segments).map(turn).collect()
     }
 
     /// Fetches the pages. In a file that holds something already, zeros are written too.
+    ///
+    /// Older pages that many others lean on wait behind the end of the file that is made, if there is one (`behind`).
     pub(super) fn write(
         mut self,
         context: &Context<'_>,
         root: &Root,
         write: &Write<'_>,
+        behind: Option<File>,
         writes_zeros: bool,
     ) -> Result<()> {
-        let (turns, bases) = self.turns(context, root);
+        let mut turns = self.turns(context, root);
+        let mut stretches: BTreeMap<u64, Vec<Place>> = BTreeMap::new();
+        for (stretch, _, place) in turns.iter().filter(|(_, leans, _)| *leans) {
+            stretches.entry(*stretch).or_default().push(*place);
+        }
+        let stretches: Vec<_> = stretches.into_values().collect();
+        let end = root.pages * u64::from(root.page_bytes);
+        let aside = behind.and_then(|file| BasePages::plan(context.repo, &stretches, root.page_bytes, (file, end)));
+        if aside.is_some() || stretches.is_empty() {
+            // Each is decoded once: the order of the packs is the best.
+            turns.iter_mut().for_each(|(stretch, ..)| *stretch = 0);
+        }
+        let leans = |page: &Page| turns.get(page.segment as usize).is_some_and(|(_, leans, _)| *leans);
         self.pages.sort_unstable_by_key(|p| (turns.get(p.segment as usize), p.slot, p.number));
+        let bases: HashSet<BlobId> = {
+            let index = context.repo.index();
+            stretches.iter().flatten().flat_map(|place| index.bases(*place)).map(|base| base.id).collect()
+        };
+        let fetching = Fetching { context, root, write, writes_zeros, aside, bases, set_aside: Mutex::default() };
+        let Some(aside) = &fetching.aside else { return fetching.run(&self, 0..self.pages.len()) };
+        let first_leaning = self.pages.partition_point(|page| !leans(page));
+        fetching.run(&self, 0..first_leaning)?;
+        let mut missing = aside.bases(context.repo);
+        missing.retain(|base| !lock(&fetching.set_aside).contains(&base.id));
+        missing.par_iter().try_for_each(|base| {
+            context.reporter.check_interrupt()?;
+            aside.set_aside(&base.id, &context.repo.read_slots(&base.id, &base.slots)?)
+        })?;
+        fetching.run(&self, first_leaning..self.pages.len())
+    }
+
+    /// What to fetch for some of the pages.
+    fn wanted(&self, some: Range<usize>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
-        let mut next = 0;
-        for pages in self.pages.chunk_by(|a, b| a.segment == b.segment) {
+        let mut next = some.start;
+        for pages in self.pages.get(some).unwrap_or_default().chunk_by(|a, b| a.segment == b.segment) {
             if let Some((_, place)) = pages.first().and_then(|p| self.segment(p)) {
                 wanted.push(Wanted { place, items: next..next + pages.len() });
             }
             next += pages.len();
         }
-        fetch::arrange(context.repo, wanted).par_iter().try_for_each(|run| {
+        wanted
+    }
+}
+
+/// Fetches segments, and writes the pages in them.
+struct Fetching<'a> {
+    context: &'a Context<'a>,
+    root: &'a Root,
+    write: &'a Write<'a>,
+    writes_zeros: bool,
+    /// Where older pages wait for those that lean on them, if there are too many to keep them in memory.
+    aside: Option<BasePages>,
+    /// Segments that others lean on.
+    bases: HashSet<BlobId>,
+    /// Those of which the pages were put there.
+    set_aside: Mutex<HashSet<BlobId>>,
+}
+
+impl Fetching<'_> {
+    fn run(&self, window: &Window, some: Range<usize>) -> Result<()> {
+        let (context, repo) = (self.context, self.context.repo);
+        fetch::arrange(repo, window.wanted(some)).par_iter().try_for_each(|run| {
             context.reporter.check_interrupt()?;
-            run.each(context.repo, |items, opened| {
-                let pages = self.pages.get(items).unwrap_or_default();
-                let Some((id, _)) = pages.first().and_then(|p| self.segment(p)) else { return Ok(()) };
-                let mut wanted = SlotSet::default();
-                pages.iter().for_each(|page| wanted.insert(page.slot));
-                let decoded = match opened.map(|(reader, body)| context.repo.decode_segment(&id, reader, body, 0)) {
+            run.each(repo, |items, opened| {
+                let pages = window.pages.get(items).unwrap_or_default();
+                let Some((id, _)) = pages.first().and_then(|p| window.segment(p)) else { return Ok(()) };
+                let wanted: SlotSet = pages.iter().map(|page| page.slot).collect();
+                let decoded = match opened.map(|(reader, body)| self.decode(&id, reader, body)) {
                     Some(Ok(decoded)) if decoded.present().holds(&wanted) => decoded,
                     // Another copy of it may be sound, or have pages that a prune left out of this one.
-                    _ => context.repo.read_slots(&id, &wanted)?,
+                    _ => repo.read_slots(&id, &wanted)?,
                 };
                 let decoded = Arc::new(decoded);
-                if bases.contains(&id) {
-                    context.repo.remember_base(id, &decoded);
-                }
-                write_pages(context, root, write, &id, &decoded, pages, writes_zeros)
+                self.keep(id, &decoded)?;
+                write_pages(context, self.root, self.write, &id, &decoded, pages, self.writes_zeros)
             })
         })
     }
+
+    fn decode(&self, id: &BlobId, reader: &FrameReader, body: &[u8]) -> Result<Decoded> {
+        match &self.aside {
+            Some(aside) if !reader.bases().is_empty() => aside.decode(self.context.repo, id, reader, body),
+            _ => self.context.repo.decode_segment(id, reader, body, 0),
+        }
+    }
+
+    /// Keeps a segment, or pages of it, for those that lean on it.
+    fn keep(&self, id: BlobId, decoded: &Arc<Decoded>) -> Result<()> {
+        if !self.bases.contains(&id) {
+            return Ok(());
+        }
+        let Some(aside) = &self.aside else {
+            self.context.repo.remember_base(id, decoded);
+            return Ok(());
+        };
+        match aside.set_aside(&id, decoded) {
+            Ok(()) => drop(lock(&self.set_aside).insert(id)),
+            // Another copy has the rest.
+            Err(Error::Missing { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes pages of one segment, neighbours together. Pages of zeros stay holes where there are some.

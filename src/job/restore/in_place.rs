@@ -134,7 +134,7 @@ impl Rewrite<'_> {
             window.pages.retain(|page| {
                 u32::try_from(page.number).is_ok_and(|number| self.differing.binary_search(&number).is_ok())
             });
-            window.write(self.context, self.root, &|bytes, at| self.main.write_at(bytes, at), true)?;
+            window.write(self.context, self.root, &|bytes, at| self.main.write_at(bytes, at), None, true)?;
         }
         let file_bytes = self.root.pages * u64::from(self.root.page_bytes);
         self.main.set_len(file_bytes)?;
