@@ -11,6 +11,10 @@ use crate::id::PackId;
 use crate::index::{BlobIndex, Place};
 use crate::repo::{Leaning, Needs, Reach, close};
 
+/// What a page takes in full among the few that are left of its segment, in per cent of what it takes in a segment that
+/// is whole.
+const FEW_TOGETHER_PERCENT: u64 = 125;
+
 /// Segments that will lean on no other, by their positions in the index.
 #[derive(Debug, Default)]
 pub struct Flatten {
@@ -98,7 +102,8 @@ fn saving(
     let (_, frame) = index.frame(place)?;
     let live = u64::from(direct.live_bytes(index, position, place) / page_bytes.max(1));
     let page_stored = u64::from(page_bytes) * base_stored / base_plain.max(1);
-    (alone * page_stored + u64::from(frame.stored_bytes)).checked_sub(live * page_stored).filter(|saved| *saved > 0)
+    let in_full = live * page_stored * FEW_TOGETHER_PERCENT / 100;
+    (alone * page_stored + u64::from(frame.stored_bytes)).checked_sub(in_full).filter(|saved| *saved > 0)
 }
 
 impl Flatten {
