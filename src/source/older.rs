@@ -18,6 +18,8 @@ use crate::repo::{Leaf, Repository};
 /// more than about 40 % of that, and later versions do better against the page as it is now. Measured by
 /// `benches/delta_orders`: 60 % and 80 % store more.
 const SIMILAR_PERCENT: usize = 60;
+/// Segments of which the bases are remembered: up to 10 KiB each.
+const MAX_LEANING: usize = 1024;
 /// Length of the stretches that are looked for in the older version, in bytes.
 const WORD_BYTES: usize = 8;
 
@@ -110,6 +112,9 @@ impl<'r> OlderMap<'r> {
             return Some((old.segment, old.slot));
         }
         drop(index);
+        if self.leaning.len() >= MAX_LEANING && !self.leaning.contains_key(&old.segment) {
+            self.leaning.clear();
+        }
         let bases =
             self.leaning.entry(old.segment).or_insert_with(|| repo.bases_of_slots(&old.segment).unwrap_or_default());
         let (base, slot) = (*bases.get(usize::from(old.slot))?)?;
