@@ -79,16 +79,30 @@ fn encode_in_full(pages: &SegmentPages<'_>, level: i32) -> Vec<u8> {
 
 /// The bases in the order of their first mention, and where each page's is among them.
 fn number_bases(older: &[Option<(BlobId, u8)>]) -> (Vec<Base>, Vec<BaseRef>) {
-    let mut bases: Vec<Base> = Vec::new();
+    let bases = bases_of(older);
+    let mut last = 0;
     let mut number = |(id, slot): (BlobId, u8)| {
         // Neighbours mostly lean on the same.
-        let at = bases.iter().rposition(|base| base.id == id).unwrap_or_else(|| {
-            bases.push(Base { id, slots: SlotSet::default() });
-            bases.len() - 1
-        });
-        bases[at].slots.insert(slot);
-        (at as u16, u16::from(slot))
+        if bases.get(last).is_none_or(|base| base.id != id) {
+            last = bases.iter().position(|base| base.id == id).unwrap_or_default();
+        }
+        (last as u16, u16::from(slot))
     };
     let refs = older.iter().map(|at| at.map(&mut number)).collect();
     (bases, refs)
+}
+
+/// The segments that pages lean on, in the order of their first mention, and which slots of each.
+pub fn bases_of(older: &[Option<(BlobId, u8)>]) -> Vec<Base> {
+    let mut bases: Vec<Base> = Vec::new();
+    for (id, slot) in older.iter().flatten() {
+        let at = bases.iter().rposition(|base| base.id == *id).unwrap_or_else(|| {
+            bases.push(Base { id: *id, slots: SlotSet::default() });
+            bases.len() - 1
+        });
+        if let Some(base) = bases.get_mut(at) {
+            base.slots.insert(*slot);
+        }
+    }
+    bases
 }

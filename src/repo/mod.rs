@@ -39,7 +39,7 @@ pub use control::{Condemnation, Lost, Named};
 pub use copy::{Piece, copy};
 #[cfg(test)]
 pub(crate) use delta::encode_delta;
-pub use delta::{SegmentPages, encode_segment};
+pub use delta::{SegmentPages, bases_of, encode_segment};
 pub use marks::{MarkNote, Marks};
 pub use needs::Needs;
 pub use open::{IndexFile, LoadedIndex};

@@ -39,8 +39,8 @@ pub struct OlderMap<'r> {
 struct Usage {
     /// The slots that may be relied on.
     usable: SlotSet,
-    /// How many pages are as they were there.
-    kept: u32,
+    /// Those with pages that are as they were.
+    kept: SlotSet,
 }
 
 /// A leaf of it.
@@ -86,16 +86,19 @@ impl<'r> OlderMap<'r> {
     pub fn has(&mut self, leaf: &OlderLeaf, page: usize, hash: &PageHash) -> bool {
         let Some(old) = leaf.leaf.pages.get(page).filter(|old| old.hash == *hash) else { return false };
         let index = self.repo.index();
-        let new = || Usage { usable: index.usable_slots(&old.segment), kept: 0 };
+        let new = || Usage { usable: index.usable_slots(&old.segment), kept: SlotSet::default() };
         let usage = self.usage.entry(old.segment).or_insert_with(new);
         let has = usage.usable.has(old.slot);
-        usage.kept += u32::from(has);
+        if has {
+            usage.kept.insert(old.slot);
+        }
         has
     }
 
-    /// How many pages [`OlderMap::has`] has found in each segment.
-    pub fn into_kept(self) -> HashMap<BlobId, u32> {
-        self.usage.into_iter().map(|(segment, usage)| (segment, usage.kept)).collect()
+    /// The slots of each segment in which [`OlderMap::has`] has found pages.
+    pub fn into_kept(self) -> HashMap<BlobId, SlotSet> {
+        let kept = self.usage.into_iter().map(|(segment, usage)| (segment, usage.kept));
+        kept.filter(|(_, slots)| !slots.is_empty()).collect()
     }
 
     /// How many leaves there are.

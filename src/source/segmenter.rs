@@ -14,9 +14,9 @@ use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
 use crate::format::pagemap::{Change, LEAF_PAGES, PageRef, Root, StoredLeaf};
-use crate::format::segment::{Base, SEGMENT_PAGES, pages_per_segment, segment_id};
+use crate::format::segment::{Base, SEGMENT_PAGES, SlotSet, pages_per_segment, segment_id};
 use crate::id::{BlobId, PageHash};
-use crate::repo::Repository;
+use crate::repo::{Repository, bases_of};
 
 /// Older versions are looked for once so many bytes of pages have come: whatever lies in one segment is decoded once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -91,6 +91,8 @@ pub struct Segmenter<'r> {
     leaves: Vec<BlobId>,
     /// How many pages came.
     changed: u64,
+    /// What they were stored against.
+    leaned_on: Vec<Base>,
 }
 
 impl<'r> Segmenter<'r> {
@@ -107,6 +109,7 @@ impl<'r> Segmenter<'r> {
             open: VecDeque::new(),
             leaves: Vec::new(),
             changed: 0,
+            leaned_on: Vec::new(),
         }
     }
 
@@ -124,14 +127,14 @@ impl<'r> Segmenter<'r> {
     }
 
     /// Takes note that there are no more, and returns the root of the map; `file_hash` is of the whole database, `kept`
-    /// says how many pages are as they were in which segment.
+    /// says in which slots of which segments pages are as they were.
     ///
     /// # Errors
     /// When storing has failed.
     pub fn finish(
         mut self,
         file_hash: &blake3::Hash,
-        kept: HashMap<BlobId, u32>,
+        kept: HashMap<BlobId, SlotSet>,
         sink: &mut dyn Sink,
     ) -> Result<BlobId> {
         self.work(sink)?;
@@ -183,11 +186,12 @@ impl<'r> Segmenter<'r> {
     }
 
     /// Stores the pages of sparsely used segments again.
-    fn store_again(&mut self, kept: &HashMap<BlobId, u32>, sink: &mut dyn Sink) -> Result<()> {
+    fn store_again(&mut self, kept: &HashMap<BlobId, SlotSet>, sink: &mut dyn Sink) -> Result<()> {
         let chosen = self.sparse(kept);
         if chosen.is_empty() {
             return Ok(());
         }
+        let again = self.resting_on(&chosen, kept);
         let waiting: HashSet<u64> = self.full.numbers.iter().chain(&self.deltas.numbers).copied().collect();
         let mut pages: HashMap<BlobId, Vec<(u64, PageRef)>> = HashMap::new();
         for leaf in 0..self.older.leaves() {
@@ -197,8 +201,8 @@ impl<'r> Segmenter<'r> {
             let changed: HashSet<u16> = changes.iter().map(|(page, _)| *page).collect();
             for (page, at) in (0..=u16::MAX).zip(&older.leaf.pages) {
                 let number = from + u64::from(page);
-                let is_changed = changed.contains(&page) || waiting.contains(&number);
-                if number < self.pages && chosen.contains(&at.segment) && !is_changed {
+                let is_changed = || changed.contains(&page) || waiting.contains(&number) || number >= self.pages;
+                if again.get(&at.segment).is_some_and(|slots| slots.has(at.slot)) && !is_changed() {
                     pages.entry(at.segment).or_default().push((number, *at));
                 }
             }
@@ -219,30 +223,58 @@ impl<'r> Segmenter<'r> {
         Ok(())
     }
 
-    /// The segments whose pages are stored again: those of which least is used, as many as may be.
-    fn sparse(&self, kept: &HashMap<BlobId, u32>) -> HashSet<BlobId> {
+    /// The segments that are to be given up: those of which least is used, by pages or by what leans on them, as many as
+    /// may be.
+    fn sparse(&self, kept: &HashMap<BlobId, SlotSet>) -> HashSet<BlobId> {
         let index = self.repo.index();
+        let mut used = kept.clone();
+        let places = kept.keys().filter_map(|segment| index.find(segment));
+        for base in places.flat_map(|place| index.bases(place)).chain(&self.leaned_on) {
+            used.entry(base.id).or_default().add(&base.slots);
+        }
         let mut sparse: Vec<(u32, BlobId, u32)> = Vec::new();
-        for (segment, kept) in kept.iter().filter(|(_, kept)| **kept > 0) {
-            let Some(place) = index.find(segment) else { continue };
+        for (segment, used) in used {
+            let Some(place) = index.find(&segment) else { continue };
             // What a prune left out counts: a segment of few pages compresses badly.
             let slots = match index.slots(place) {
                 Some(slots) => slots.iter().last().map_or(0, |last| u32::from(last) + 1),
                 None => place.plain_bytes / self.page_bytes.max(1),
             };
-            let percent = kept * 100 / slots.max(1);
+            let percent = used.count() * 100 / slots.max(1);
             if percent < SPARSE_PERCENT {
-                sparse.push((percent, *segment, *kept));
+                sparse.push((percent, segment, used.count()));
             }
         }
         sparse.sort_unstable();
         let mut left = self.changed * AGAIN_PERCENT / 100;
-        let fits = |(_, _, kept): &(u32, BlobId, u32)| {
-            let fits = u64::from(*kept) <= left;
-            left = left.saturating_sub(u64::from(*kept));
+        let fits = |(_, _, used): &(u32, BlobId, u32)| {
+            let fits = u64::from(*used) <= left;
+            left = left.saturating_sub(u64::from(*used));
             fits
         };
         sparse.into_iter().take_while(fits).map(|(_, segment, _)| segment).collect()
+    }
+
+    /// The slots whose pages keep the chosen segments in use: their own, and those that lean on them.
+    fn resting_on(&self, chosen: &HashSet<BlobId>, kept: &HashMap<BlobId, SlotSet>) -> HashMap<BlobId, SlotSet> {
+        let mut again = HashMap::new();
+        for (segment, slots) in kept {
+            if chosen.contains(segment) {
+                again.insert(*segment, *slots);
+                continue;
+            }
+            let leans = {
+                let index = self.repo.index();
+                index.find(segment).is_some_and(|p| index.bases(p).iter().any(|base| chosen.contains(&base.id)))
+            };
+            if leans {
+                let bases = self.repo.bases_of_slots(segment).unwrap_or_default();
+                let is_on = |base: &Option<(BlobId, u8)>| base.is_some_and(|(id, _)| chosen.contains(&id));
+                let on: SlotSet = (0..=u8::MAX).zip(&bases).filter(|(_, b)| is_on(b)).map(|(slot, _)| slot).collect();
+                again.insert(*segment, on.common(slots));
+            }
+        }
+        again
     }
 
     /// Reads pages of one segment, with their bases where these stay what they are. Pages that can't be read stay where
@@ -307,6 +339,7 @@ impl<'r> Segmenter<'r> {
             }
         }
         let Group { pages, hashes, older, base_pages, .. } = group;
+        self.leaned_on.extend(bases_of(&older));
         sink.segment(NewSegment { id, page_bytes, pages, hashes, older, base_pages })
     }
 

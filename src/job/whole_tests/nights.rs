@@ -71,7 +71,7 @@ fn run(nights: u32, page_bytes: u32, auto_vacuum: &str, seed: u64) -> (Arc<dyn B
         db.close().unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         // A file that was written to just now would be waited for.
-        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(5)).unwrap();
+        file.set_modified(clock_ago(5)).unwrap();
         let hash = blake3::hash(&fs::read(&path).unwrap());
         made.insert(night, (create(&open(store.clone()).unwrap(), folder.path(), night).unwrap(), hash));
     }
@@ -147,4 +147,54 @@ fn a_night_costs_what_changed_in_its_pages() {
     let deltas = index.packs().iter().flat_map(|p| (0..p.frames.len() as u32).map(move |n| is_delta(n, p)));
     assert!(deltas.filter(|is| *is).count() > 5, "most nights store changed pages against older ones");
     assert!(stored * 4 < plain, "{stored} bytes stored for {plain} bytes of changed pages and metadata");
+}
+
+fn stored_bytes(store: &Arc<dyn Backend>) -> u64 {
+    store.list("").unwrap().iter().map(|l| l.bytes).sum()
+}
+
+/// Some rows in a hundred are changed a little, wherever they lie.
+fn edit(path: &Path, night: u32, dice: &mut Dice) {
+    let mut batch = String::from("BEGIN;");
+    for _ in 0..60 {
+        let row = 1 + dice.roll(4000);
+        batch += &format!(
+            "UPDATE t SET x = substr(x, 1, 40) || x'{:08x}{night:08x}' || substr(x, 49) WHERE id = {row};",
+            row
+        );
+    }
+    sql(path, false, &(batch + "COMMIT;"));
+    File::options().write(true).open(path).unwrap().set_modified(clock_ago(5)).unwrap();
+}
+
+fn clock_ago(secs: u64) -> std::time::SystemTime {
+    std::time::SystemTime::now() - Duration::from_secs(secs)
+}
+
+#[test]
+fn thirty_nights_pruned_to_two_take_little_more_than_these_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.db");
+    sql(&path, false, "PRAGMA page_size = 1024;");
+    for part in 0..4 {
+        sql(&path, false, &insert(1000, 77 + part));
+    }
+    let (store, fresh): (Arc<dyn Backend>, Arc<dyn Backend>) =
+        (Arc::new(Memory::default()), Arc::new(Memory::default()));
+    init(store.clone());
+    init(fresh.clone());
+    let mut dice = Dice::new(9);
+    for night in 0..30 {
+        edit(&path, night, &mut dice);
+        create(&open(store.clone()).unwrap(), folder.path(), night).unwrap();
+        if night >= 28 {
+            create(&open(fresh.clone()).unwrap(), folder.path(), night).unwrap();
+        }
+    }
+    prune(&open(store.clone()).unwrap(), keep_last(2), true).unwrap();
+    prune(&open(store.clone()).unwrap(), keep_last(2), true).unwrap();
+    assert_sound(&open(store.clone()).unwrap());
+    let (pruned, fresh) = (stored_bytes(&store), stored_bytes(&fresh));
+    println!("pruned to {pruned} bytes; fresh {fresh}: {:.3}", pruned as f64 / fresh as f64);
+    assert!(pruned * 100 <= fresh * 115, "{pruned} bytes, and {fresh} in a fresh repository");
 }
