@@ -47,6 +47,9 @@ impl BaseCache {
     }
 }
 
+/// Appends the page in a slot of a segment.
+pub(super) type BasePage<'a> = dyn FnMut(&BlobId, u8, &mut Vec<u8>) -> Result<()> + 'a;
+
 impl Repository {
     /// Reads and verifies the pages of a segment, all that there are of it.
     ///
@@ -146,7 +149,7 @@ impl Repository {
         id: &BlobId,
         reader: &FrameReader,
         body: &[u8],
-        base_page: &mut dyn FnMut(&BlobId, u8, &mut Vec<u8>) -> Result<()>,
+        base_page: &mut BasePage<'_>,
     ) -> Result<Decoded> {
         let bad = |why: &str| Error::corrupt(format!("segment {id}"), why);
         let encoded = parse_segment(id, reader, body)?;

@@ -157,7 +157,7 @@ fn stored_bytes(store: &Arc<dyn Backend>) -> u64 {
 fn edit(path: &Path, night: u32, dice: &mut Dice) {
     let mut batch = String::from("BEGIN;");
     for _ in 0..60 {
-        let row = 1 + dice.roll(4000);
+        let row = 1 + dice.roll(30_000);
         batch += &format!(
             "UPDATE t SET x = substr(x, 1, 40) || x'{:08x}{night:08x}' || substr(x, 49) WHERE id = {row};",
             row
@@ -175,26 +175,29 @@ fn clock_ago(secs: u64) -> std::time::SystemTime {
 fn thirty_nights_pruned_to_two_take_little_more_than_these_two() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.db");
-    sql(&path, false, "PRAGMA page_size = 1024;");
-    for part in 0..4 {
-        sql(&path, false, &insert(1000, 77 + part));
+    for part in 0..6 {
+        sql(&path, false, &insert(5000, 77 + part));
     }
-    let (store, fresh): (Arc<dyn Backend>, Arc<dyn Backend>) =
+    let (store, fresh_store): (Arc<dyn Backend>, Arc<dyn Backend>) =
         (Arc::new(Memory::default()), Arc::new(Memory::default()));
     init(store.clone());
-    init(fresh.clone());
+    init(fresh_store.clone());
     let mut dice = Dice::new(9);
     for night in 0..30 {
         edit(&path, night, &mut dice);
         create(&open(store.clone()).unwrap(), folder.path(), night).unwrap();
         if night >= 28 {
-            create(&open(fresh.clone()).unwrap(), folder.path(), night).unwrap();
+            create(&open(fresh_store.clone()).unwrap(), folder.path(), night).unwrap();
         }
     }
     prune(&open(store.clone()).unwrap(), keep_last(2), true).unwrap();
     prune(&open(store.clone()).unwrap(), keep_last(2), true).unwrap();
     assert_sound(&open(store.clone()).unwrap());
-    let (pruned, fresh) = (stored_bytes(&store), stored_bytes(&fresh));
+    let (pruned, fresh) = (stored_bytes(&store), stored_bytes(&fresh_store));
+    for (name, store) in [("pruned", &store), ("fresh", &fresh_store)] {
+        let sum = |folder: &str| store.list(folder).unwrap().iter().map(|l| l.bytes).sum::<u64>();
+        println!("{name}: data {}, metadata {}, index {}", sum("packs/d/"), sum("packs/m/"), sum(layout::INDEX));
+    }
     println!("pruned to {pruned} bytes; fresh {fresh}: {:.3}", pruned as f64 / fresh as f64);
     assert!(pruned * 100 <= fresh * 115, "{pruned} bytes, and {fresh} in a fresh repository");
 }
