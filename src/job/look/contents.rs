@@ -22,7 +22,7 @@ const WINDOW_BYTES: usize = 16 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Writes the contents of one file or database to `out`, and returns their length in bytes. The caller has loaded the
-/// index. Every blob is verified before a byte of it is written, but a missing one is found only when its turn comes.
+/// index. Every blob is verified before a byte of it is written; a damaged one is found only when its turn comes.
 ///
 /// # Errors
 /// [`Error::Unknown`] if nothing is there, [`Error::Refused`] for what has no contents, [`Error::Missing`] or
