@@ -250,7 +250,8 @@ pub const GUARD: &str = "\
 Takes a snapshot of the sources, as `create` does and with its options, tagged `guard`; then runs the command, with \
 this terminal, and ends with its status. If the command fails, a terminal is asked whether everything is to be put \
 back; with --rollback it is put back without a question: files and databases get the content they had, what the command \
-made is deleted, what was excluded is left alone. What a rollback replaces is kept first, as by `restore`.
+made is deleted, what was excluded is left alone. What a rollback replaces is kept first, as by `restore`. No preset is \
+applied: the snapshot has all that is not excluded.
 
 A snapshot that can't be taken, or not whole, keeps the command from running. How to go back is said before the \
 command runs, so that it is known even if this process is killed; `snapshot list --tag guard` shows the snapshots.
