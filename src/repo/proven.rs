@@ -2,8 +2,9 @@
 //!
 //! What a pack decodes to depends on nothing but its bytes, and its name is their hash: as long as the hash is right,
 //! decoding it again finds what it found before. So a second check of the same data costs as much as hashing it. The
-//! memory is a file in the cache directory; without it everything is decoded again. Packs that lean on others, or hold
-//! segments with dropped pages, are never remembered.
+//! memory is a file in the cache directory; without it everything is decoded again. Segments that lean on others decode
+//! to the same as long as these do, which are named by their contents and checked where they lie. Packs with segments
+//! whose pages were dropped are never remembered: which pages they have is looked at.
 
 use std::collections::HashSet;
 use std::fs;
