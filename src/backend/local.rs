@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use opendal::{ErrorKind, blocking, options, services};
@@ -21,6 +21,21 @@ use crate::id::hex;
 
 /// Folder of unfinished objects.
 const TEMPORARY: &str = "tmp/";
+
+/// The absolute path without `..`, resolved as the system does: OpenDAL (0.59) lists for ever below a path with it.
+fn without_parents(path: &Path) -> io::Result<PathBuf> {
+    let mut out = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        if part == Component::ParentDir {
+            // Of a link, the parent of what it points to.
+            out = fs::canonicalize(&out).unwrap_or(out);
+            out.pop();
+        } else {
+            out.push(part);
+        }
+    }
+    Ok(out)
+}
 
 /// A repository in a local directory.
 pub struct Local {
@@ -38,7 +53,7 @@ impl Local {
     /// # Errors
     /// [`Error::Refused`] when no thread can be started.
     pub fn new(root: &Path) -> Result<Self> {
-        let root = std::path::absolute(root).map_err(|e| Error::file("find", root, e))?;
+        let root = without_parents(root).map_err(|e| Error::file("find", root, e))?;
         let refuse =
             |why: String| Error::refused(format!("local storage can't be used: {why}"), "check the path given");
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -199,4 +214,21 @@ fn failed(action: &'static str, object: &str, error: &opendal::Error) -> Error {
     }
     let why = error.to_string();
     Error::Storage { action, object: object.into(), full: why.contains("No space left"), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_goes_up_and_down_is_listed_like_any_other() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("deep/er")).unwrap();
+        std::os::unix::fs::symlink("deep/er", folder.path().join("link")).unwrap();
+        Local::new(&folder.path().join("deep/repo")).unwrap().put("keys/a", vec![1]).unwrap();
+        for path in ["deep/er/../repo", "link/../repo", "deep/./../deep/repo", "none/../deep/repo"] {
+            let listed = Local::new(&folder.path().join(path)).unwrap().list("keys/").unwrap();
+            assert_eq!(listed.len(), 1, "{path}");
+        }
+    }
 }
