@@ -258,7 +258,8 @@ fn an_application_that_keeps_a_database_in_wal_mode_to_itself() {
         0 => _ = check_bank(&world.restore("latest", "fast").join("app/data.db")),
         3 => {
             ran.names(["data.db", "unverified"]);
-            assert_eq!(world.list().pop().unwrap()["unverified"], 1);
+            // The log that lies beside it then may have changed too.
+            assert!(world.list().pop().unwrap()["unverified"].as_u64() >= Some(1));
         }
         other => panic!("status {other}: {}", ran.stderr),
     }
