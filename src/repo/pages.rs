@@ -45,8 +45,16 @@ impl Repository {
     /// # Errors
     /// [`Error::Missing`] or [`Error::Corrupt`].
     pub fn read_leaf(&self, id: &BlobId) -> Result<Leaf> {
+        self.read_leaf_and_chain(id).map(|(leaf, _)| leaf)
+    }
+
+    /// The same, with the ids of the stored leaves that it consists of: its own, and what it patches.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Corrupt`].
+    pub fn read_leaf_and_chain(&self, id: &BlobId) -> Result<(Leaf, Vec<BlobId>)> {
         let bad = |id: &BlobId, why: &str| Error::corrupt(format!("page map leaf {id}"), why);
-        let mut chain = Vec::new();
+        let (mut chain, mut ids) = (Vec::new(), Vec::new());
         let mut next = Some(*id);
         while let Some(id) = next {
             if chain.len() > MAX_PATCH_DEPTH {
@@ -59,6 +67,7 @@ impl Repository {
             }
             next = stored.parent;
             chain.push((stored, changes));
+            ids.push(id);
         }
         let mut pages: Vec<Option<PageRef>> = Vec::new();
         for (stored, changes) in chain.iter().rev() {
@@ -71,7 +80,7 @@ impl Repository {
         }
         let pages = pages.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| bad(id, "a page of it is nowhere"))?;
         let (stored, _) = chain.into_iter().next().ok_or_else(|| bad(id, "it is empty"))?;
-        Ok(Leaf { stored, pages })
+        Ok((Leaf { stored, pages }, ids))
     }
 
     /// The stored leaves that a leaf consists of: itself and what it patches.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::older::OlderMap;
+use super::older::{LeavesRead, OlderMap};
 use super::segmenter::Segmenter;
 use super::spool::{Room, Spool};
 use super::sqlite::{Database, PageObserver, Refusal};
@@ -102,8 +102,9 @@ pub fn capture(
     if pages == 0 {
         return Err(Refusal::NotADatabase("it has no pages".into()).into());
     }
-    let mut older_map = OlderMap::new(repo, page_bytes, older);
-    let mut segmenter = Segmenter::new(repo, page_bytes, pages, older);
+    let leaves_read = LeavesRead::default();
+    let mut older_map = OlderMap::new(repo, page_bytes, older, &leaves_read);
+    let mut segmenter = Segmenter::new(repo, pages, OlderMap::new(repo, page_bytes, older, &leaves_read), page_bytes);
     let mut direct = Direct { segmenter: &mut segmenter, sink: &mut *sink, limit: None };
     let read = if is_held {
         let mut held = Held { spool: &mut spool, direct, reporter, is_full: false };

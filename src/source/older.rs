@@ -5,7 +5,7 @@
 //! stored anew, or in full.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -18,6 +18,8 @@ use crate::repo::{Leaf, Repository};
 /// more than about 40 % of that, and later versions do better against the page as it is now. Measured by
 /// `benches/delta_orders`: 60 % and 80 % store more.
 const SIMILAR_PERCENT: usize = 60;
+/// Leaves that are kept, of up to 200 KiB each: all of a database of 1 GiB with pages of 4 KiB.
+const MAX_LEAVES_READ: usize = 64;
 /// Segments of which the bases are remembered: up to 10 KiB each.
 const MAX_LEANING: usize = 1024;
 /// Length of the stretches that are looked for in the older version, in bytes.
@@ -28,13 +30,15 @@ pub struct OlderMap<'r> {
     repo: &'r Repository,
     root: Option<Root>,
     leaves: Vec<BlobId>,
-    /// The leaf that was read last.
-    last: Option<(usize, Option<Arc<OlderLeaf>>)>,
+    leaves_read: LeavesRead,
     /// Of each segment that a page was found in.
     usage: HashMap<BlobId, Usage>,
     /// For segments that lean on others, where the older version of each slot is.
     leaning: HashMap<BlobId, Vec<Option<(BlobId, u8)>>>,
 }
+
+/// The leaves that were read last: for a leaf of many patches, much is read.
+pub type LeavesRead = Arc<Mutex<BTreeMap<usize, Option<Arc<OlderLeaf>>>>>;
 
 struct Usage {
     /// The slots that may be relied on.
@@ -52,12 +56,14 @@ pub struct OlderLeaf {
 }
 
 impl<'r> OlderMap<'r> {
-    /// The map with this root, if it has pages of this length and can be read.
-    pub fn new(repo: &'r Repository, page_bytes: u32, older: Option<&BlobId>) -> Self {
+    /// The map with this root, if it has pages of this length and can be read; `leaves_read` may be shared with another
+    /// one of the same root.
+    pub fn new(repo: &'r Repository, page_bytes: u32, older: Option<&BlobId>, leaves_read: &LeavesRead) -> Self {
         let map = older.and_then(|id| repo.read_map(id).ok()).filter(|(root, _)| root.page_bytes == page_bytes);
         let (root, leaves) = map.unzip();
         let leaves = leaves.unwrap_or_default();
-        Self { repo, root, leaves, last: None, usage: HashMap::new(), leaning: HashMap::new() }
+        let leaves_read = leaves_read.clone();
+        Self { repo, root, leaves, leaves_read, usage: HashMap::new(), leaning: HashMap::new() }
     }
 
     /// How many pages a leaf has, and its id.
@@ -67,18 +73,24 @@ impl<'r> OlderMap<'r> {
 
     /// A leaf, if it can be read and relied on.
     pub fn leaf(&mut self, number: usize) -> Option<Arc<OlderLeaf>> {
-        if self.last.as_ref().is_none_or(|(last, _)| *last != number) {
-            self.last = Some((number, self.read_leaf(number)));
+        let mut read = self.leaves_read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(leaf) = read.get(&number) {
+            return leaf.clone();
         }
-        self.last.as_ref().and_then(|(_, leaf)| leaf.clone())
+        let leaf = self.read_leaf(number);
+        if read.len() >= MAX_LEAVES_READ {
+            // They are asked for in order, by one shortly after the other.
+            read.pop_first();
+        }
+        read.insert(number, leaf.clone());
+        leaf
     }
 
     fn read_leaf(&self, number: usize) -> Option<Arc<OlderLeaf>> {
         let id = *self.leaves.get(number)?;
-        let chain = self.repo.leaf_chain(&id).ok()?;
-        let is_usable = chain.iter().all(|id| self.repo.index().is_usable(id));
-        let leaf = is_usable.then(|| self.repo.read_leaf(&id).ok()).flatten()?;
-        Some(Arc::new(OlderLeaf { id, leaf }))
+        let (leaf, chain) = self.repo.read_leaf_and_chain(&id).ok()?;
+        let index = self.repo.index();
+        chain.iter().all(|id| index.is_usable(id)).then(|| Arc::new(OlderLeaf { id, leaf }))
     }
 
     /// Whether a page of a leaf is as it was, in a slot that may be relied on: a prune drops pages that no snapshot

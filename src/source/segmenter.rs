@@ -96,13 +96,13 @@ pub struct Segmenter<'r> {
 }
 
 impl<'r> Segmenter<'r> {
-    /// For a database of so many pages of a length, with the root of its previous version's map.
-    pub fn new(repo: &'r Repository, page_bytes: u32, pages: u64, older: Option<&BlobId>) -> Self {
+    /// For a database of so many pages of a length, with the map of its previous version.
+    pub fn new(repo: &'r Repository, pages: u64, older: OlderMap<'r>, page_bytes: u32) -> Self {
         Self {
             repo,
             page_bytes,
             pages,
-            older: OlderMap::new(repo, page_bytes, older),
+            older,
             batch: Group::default(),
             full: Group::default(),
             deltas: Group::default(),
