@@ -139,24 +139,33 @@ impl<'r> OlderMap<'r> {
 
 /// Reads the pages at the given places, and returns those that are similar to the pages that they are older versions of.
 pub fn read_similar(repo: &Repository, pages: &[&[u8]], older: &[Option<(BlobId, u8)>]) -> Vec<Option<Vec<u8>>> {
+    read_at(repo, older, |number, old| pages.get(number).is_some_and(|new| is_similar(new, old)))
+}
+
+/// Reads the pages at the given places, each segment once, and returns those that `is_wanted`, given the number of the
+/// place. What can't be read is told of by `check`; here it is absent.
+pub fn read_at(
+    repo: &Repository,
+    places: &[Option<(BlobId, u8)>],
+    is_wanted: impl Fn(usize, &[u8]) -> bool + Sync,
+) -> Vec<Option<Vec<u8>>> {
     let mut by_segment: BTreeMap<BlobId, Vec<(usize, u8)>> = BTreeMap::new();
-    for (number, at) in older.iter().enumerate() {
+    for (number, at) in places.iter().enumerate() {
         if let Some((segment, slot)) = at {
             by_segment.entry(*segment).or_default().push((number, *slot));
         }
     }
     let read = |(segment, wanted): (BlobId, Vec<(usize, u8)>)| {
         let slots = wanted.iter().map(|(_, slot)| *slot).collect();
-        // What can't be read is told of by `check`; here the page is stored in full.
         let Ok(decoded) = repo.read_slots(&segment, &slots) else { return Vec::new() };
-        let similar = |(number, slot): (usize, u8)| {
-            let old = decoded.page(slot.into())?;
-            is_similar(pages.get(number)?, old).then(|| (number, old.to_vec()))
+        let page = |(number, slot): (usize, u8)| {
+            let page = decoded.page(slot.into())?;
+            is_wanted(number, page).then(|| (number, page.to_vec()))
         };
-        wanted.into_iter().filter_map(similar).collect::<Vec<_>>()
+        wanted.into_iter().filter_map(page).collect::<Vec<_>>()
     };
     let found: Vec<_> = by_segment.into_par_iter().map(read).collect();
-    let mut out = vec![None; pages.len()];
+    let mut out = vec![None; places.len()];
     for (number, page) in found.into_iter().flatten() {
         if let Some(place) = out.get_mut(number) {
             *place = Some(page);

@@ -6,10 +6,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use rayon::prelude::*;
-
 use super::capture::{NewSegment, Sink};
-use super::older::{OlderMap, read_similar};
+use super::older::{OlderMap, read_at, read_similar};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::cbor;
@@ -33,8 +31,6 @@ const PATCHES: u32 = 32;
 const SPARSE_PERCENT: u32 = 50;
 /// At most so many pages are stored again, in per cent of those that changed: no night costs much more than its changes.
 const AGAIN_PERCENT: u64 = 50;
-/// Segments that are read for that at a time.
-const SPARSE_AT_ONCE: usize = 16;
 /// Leaves wait for what is stored again, as long as no more pages than this have changed: 52 bytes each.
 const MAX_WAITING: u64 = 4 << 20;
 
@@ -57,14 +53,6 @@ struct Placed<'p> {
     number: u64,
     hash: PageHash,
     page: &'p [u8],
-    base: Option<BasePage>,
-}
-
-/// An unchanged page that is stored again.
-struct Again {
-    number: u64,
-    hash: PageHash,
-    page: Vec<u8>,
     base: Option<BasePage>,
 }
 
@@ -193,7 +181,7 @@ impl<'r> Segmenter<'r> {
         }
         let again = self.resting_on(&chosen, kept);
         let waiting: HashSet<u64> = self.full.numbers.iter().chain(&self.deltas.numbers).copied().collect();
-        let mut pages: HashMap<BlobId, Vec<(u64, PageRef)>> = HashMap::new();
+        let mut pages: Vec<(u64, PageRef)> = Vec::new();
         for leaf in 0..self.older.leaves() {
             let from = leaf as u64 * LEAF_PAGES as u64;
             let Some(older) = self.older.leaf(leaf) else { continue };
@@ -203,22 +191,39 @@ impl<'r> Segmenter<'r> {
                 let number = from + u64::from(page);
                 let is_changed = || changed.contains(&page) || waiting.contains(&number) || number >= self.pages;
                 if again.get(&at.segment).is_some_and(|slots| slots.has(at.slot)) && !is_changed() {
-                    pages.entry(at.segment).or_default().push((number, *at));
+                    pages.push((number, *at));
                 }
             }
         }
-        // What lies close in the database leans on the same bases.
-        let mut by_segment: Vec<_> = pages.into_values().collect();
-        by_segment.sort_by_key(|pages| pages.first().map(|(number, _)| *number));
-        for some in by_segment.chunks(SPARSE_AT_ONCE) {
-            let read: Vec<_> = some.par_iter().map(|pages| self.read_again(pages, &chosen)).collect();
-            let mut read: Vec<_> = read.into_iter().flatten().collect();
-            read.sort_by_key(|again| again.number);
-            for again in read {
-                self.open_to(again.number)?.missing += 1;
-                let Again { number, hash, page, base } = again;
-                self.put(Placed { number, hash, page: &page, base }, sink)?;
-            }
+        for some in pages.chunks((BATCH_BYTES / self.page_bytes as usize).max(1)) {
+            self.put_again(some, &chosen, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Stores unchanged pages again: against the bases that they had, where these stay. What can't be read stays where
+    /// it is.
+    fn put_again(&mut self, some: &[(u64, PageRef)], chosen: &HashSet<BlobId>, sink: &mut dyn Sink) -> Result<()> {
+        let places: Vec<_> = some.iter().map(|(_, at)| Some((at.segment, at.slot))).collect();
+        let keys = self.repo.keys();
+        let read = read_at(self.repo, &places, |number, page| {
+            some.get(number).is_some_and(|(_, at)| keys.page_hash(page) == at.hash)
+        });
+        let (mut pages, mut older, mut placed) = (Vec::new(), Vec::new(), Vec::new());
+        for ((number, at), page) in some.iter().zip(&read) {
+            let Some(page) = page else { continue };
+            let leaf = self.older.leaf((number / LEAF_PAGES as u64) as usize);
+            let base = leaf.and_then(|leaf| self.older.base_of(&leaf, (number % LEAF_PAGES as u64) as usize));
+            // One that leans on nothing is its own base.
+            older.push(base.filter(|(id, _)| *id != at.segment && !chosen.contains(id)));
+            pages.push(&page[..]);
+            placed.push((*number, at.hash));
+        }
+        let base_pages = read_similar(self.repo, &pages, &older);
+        for (((number, hash), page), (at, base_page)) in placed.into_iter().zip(pages).zip(older.iter().zip(base_pages))
+        {
+            self.open_to(number)?.missing += 1;
+            self.put(Placed { number, hash, page, base: at.zip(base_page) }, sink)?;
         }
         Ok(())
     }
@@ -275,27 +280,6 @@ impl<'r> Segmenter<'r> {
             }
         }
         again
-    }
-
-    /// Reads pages of one segment, with their bases where these stay what they are. Pages that can't be read stay where
-    /// they are.
-    fn read_again(&self, pages: &[(u64, PageRef)], chosen: &HashSet<BlobId>) -> Vec<Again> {
-        let Some((_, PageRef { segment, .. })) = pages.first() else { return Vec::new() };
-        let slots = pages.iter().map(|(_, at)| at.slot).collect();
-        let Ok(decoded) = self.repo.read_slots(segment, &slots) else { return Vec::new() };
-        let leans = self.repo.index().find(segment).is_some_and(|p| !self.repo.index().bases(p).is_empty());
-        let bases = if leans { self.repo.bases_of_slots(segment).unwrap_or_default() } else { Vec::new() };
-        let again = |(number, at): &(u64, PageRef)| {
-            let page = decoded.page_with(at.slot.into(), &at.hash)?.to_vec();
-            let base = bases.get(usize::from(at.slot)).copied().flatten();
-            let base = base.filter(|(id, slot)| !chosen.contains(id) && self.repo.index().is_usable_alone(id, *slot));
-            let base = base.and_then(|(id, slot)| {
-                let base = self.repo.read_base(&Base { id, slots: [slot].into_iter().collect() }).ok()?;
-                Some(((id, slot), base.page(slot.into())?.to_vec()))
-            });
-            Some(Again { number: *number, hash: at.hash, page, base })
-        };
-        pages.iter().filter_map(again).collect()
     }
 
     /// Puts a page to its like.
