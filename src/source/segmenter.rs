@@ -16,8 +16,9 @@ use crate::format::segment::{Base, SEGMENT_PAGES, SlotSet, pages_per_segment, se
 use crate::id::{BlobId, PageHash};
 use crate::repo::{Repository, bases_of};
 
-/// Older versions are looked for once so many bytes of pages have come: whatever lies in one segment is decoded once.
-const BATCH_BYTES: usize = 4 << 20;
+/// Older versions are looked for once so many bytes of pages have come. Each batch decodes the segments that its pages
+/// lean on once, and those of earlier nights are spread over the whole file: so the fewer batches, the better.
+const BATCH_BYTES: usize = 12 << 20;
 /// Most bytes of pages in a segment that leans on others: it takes as many older pages to decode it. Half and twice as
 /// many store 2 % more (`benches/delta_orders`).
 const DELTA_BYTES: usize = 512 << 10;
