@@ -1,7 +1,7 @@
 //! From a database to segments and a page map: reads every page, hashes it, and keeps what changed.
 //!
 //! May depend on `repo` and `format`. The pages go through once, in order. While a transaction is held, those that
-//! changed are only put aside; what becomes of them is worked out after its end ([`super::segmenter`]).
+//! changed are only put aside; what becomes of them is worked out after its end (`segmenter`).
 
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,7 @@
 //! than asking SQLite for pages. What makes it stable is one of three things:
 //!
 //! - *quiet*: no process holds a lock, and stat is the same before and after reading;
-//! - *locked*: read locks, the same that an SQLite reader takes, keep others from changing what is read ([`hold`]);
+//! - *locked*: read locks, the same that an SQLite reader takes, keep others from changing what is read (`hold`);
 //! - *watched*: in WAL mode, where those who use it can't be held off (`locking_mode=EXCLUSIVE`), the main file is not
 //!   written to while it is read: at any moment, it and the committed frames are what a crash would leave.
 //!
