@@ -146,7 +146,7 @@ impl Database {
             let stat = Stat::of(&main.metadata().map_err(busy)?);
             let is_there = Stat::at(path).map_err(busy)?.is_some_and(|there| there.is_same_file(&stat));
             if is_locked && is_there {
-                return Self::locked(path, main, stat, max_lock);
+                return Self::locked(path, main, max_lock);
             }
             if !is_locked && begun.elapsed() > CLOSING && header_of(&main)?.wal_mode {
                 if !is_local(path) {
@@ -165,7 +165,7 @@ impl Database {
         }
     }
 
-    fn locked(path: &Path, main: File, stat: Stat, max_lock: Duration) -> Result<Self, Refusal> {
+    fn locked(path: &Path, main: File, max_lock: Duration) -> Result<Self, Refusal> {
         let deadline = Some(Instant::now() + max_lock);
         let is_interrupted = is_interrupted(&main, path)?;
         let mut shm = None;
@@ -175,6 +175,8 @@ impl Database {
                 return Self::watched(path, main);
             }
         }
+        // After the locks: the checkpoint that they had to wait for wrote to the file.
+        let stat = Stat::of(&main.metadata().map_err(busy)?);
         let ground = Ground::Locked { main: stat, is_local: is_local(path), _shm: shm };
         Self::assemble(path, main, is_interrupted, ground, deadline)
     }
