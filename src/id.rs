@@ -106,6 +106,10 @@ id_type!(
     MarkId
 );
 id_type!(
+    /// BLAKE3-256 of a bundle.
+    BundleId
+);
+id_type!(
     /// BLAKE3-256 of a key slot.
     SlotId
 );

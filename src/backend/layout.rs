@@ -1,7 +1,7 @@
 //! Which path an object has.
 
 use crate::format::header::Kind;
-use crate::id::{GcId, IndexId, MarkId, PackId, SnapshotId};
+use crate::id::{BundleId, GcId, IndexId, MarkId, PackId, SnapshotId};
 
 /// The repository's parameters.
 pub const CONFIG: &str = "config";
@@ -26,6 +26,9 @@ pub const GC: &str = "gc/";
 /// Folder of running sessions.
 pub const SESSIONS: &str = "sessions/";
 
+/// Folder of the bundles: copies of small objects, many in one.
+pub const BUNDLES: &str = "bundles/";
+
 /// Path of a pack.
 pub fn pack(kind: Kind, id: PackId) -> String {
     let folder = if kind == Kind::DataPack { DATA_PACKS } else { METADATA_PACKS };
@@ -41,6 +44,20 @@ pub fn parse_pack(path: &str) -> Option<(Kind, PackId)> {
     };
     let id = PackId::parse(rest.split_once('/')?.1)?;
     (pack(kind, id) == path).then_some((kind, id))
+}
+
+/// Path of a bundle.
+pub fn bundle(id: BundleId) -> String {
+    format!("{BUNDLES}{id}")
+}
+
+/// The hash that an object's bytes have, where that is its name, and the object may be read from a copy of it: tombs are
+/// also read to find out whether they are still there.
+pub fn named_hash(path: &str) -> Option<[u8; 32]> {
+    let (folder, name) = path.rsplit_once('/')?;
+    let is_copied = parse_pack(path).is_some()
+        || [KEYS, INDEX, SNAPSHOTS, MARKS, GC, BUNDLES].iter().any(|f| f.trim_end_matches('/') == folder);
+    PackId::parse(name).filter(|_| is_copied).map(|id| id.0)
 }
 
 /// Path of an index file.

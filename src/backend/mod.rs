@@ -4,6 +4,9 @@
 //! returns, the object survives a power cut); everything above relies on just that, and on listing, never on
 //! conditional writes or locks of the store.
 
+mod bundle;
+mod cached;
+mod copies;
 mod fault;
 pub mod layout;
 mod local;
@@ -12,6 +15,9 @@ mod memory;
 use crate::error::Result;
 use crate::format::cbor::Time;
 
+pub use bundle::{Bundler, MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
+pub use cached::Cached;
+pub use copies::DEFAULT_CACHE_BYTES;
 pub use fault::{Call, Fault, Faulty, Op};
 pub use local::Local;
 pub use memory::Memory;
@@ -41,6 +47,32 @@ impl Listed {
 pub trait Backend: Send + Sync {
     /// The place, for people.
     fn describe(&self) -> String;
+
+    /// Whether each call is a request to a server, with its latency and its price.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// How many calls at a time it answers best.
+    fn concurrency(&self) -> usize {
+        1
+    }
+
+    /// Whether parts of an object can be read without a request to a server.
+    fn is_near(&self, path: &str) -> bool {
+        let _ = path;
+        !self.is_remote()
+    }
+
+    /// Says that these objects will be read whole, one after the other, soon. What can't be had is found out then.
+    fn want(&self, objects: &[Listed]) {
+        let _ = objects;
+    }
+
+    /// Says that an object that is about to be put will be read by later runs on this machine.
+    fn keep(&self, path: &str, bytes: &[u8]) {
+        let _ = (path, bytes);
+    }
 
     /// Writes an object, atomically and durably. Writing an existing path again replaces it.
     fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()>;

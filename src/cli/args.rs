@@ -64,6 +64,9 @@ pub struct Global {
     /// Directory for temporary data and what is remembered of repositories [default: snapshot in your cache directory]
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Keep at most so much of a remote repository in the cache directory [default: 4G]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse::size)]
+    pub cache_size: Option<u64>,
 }
 
 /// The commands.

@@ -30,7 +30,7 @@ use super::output::{Out, document, put_path, rfc3339};
 
 /// Shows a stored object, or writes the bytes of a blob.
 pub fn run(context: &Context, args: &Cat, out: &mut Out) -> Result<()> {
-    let session = context.open()?;
+    let session = context.open_as_stored()?;
     let id = args.id.as_deref();
     let named = || id.ok_or_else(|| Error::Usage("give the start of its id".into()));
     if matches!(args.kind, Object::Tree | Object::Map | Object::Blob | Object::Index) {

@@ -16,7 +16,7 @@ use super::seen::Seen;
 
 /// Looks for damage.
 pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
-    let session = context.open()?;
+    let session = context.open_as_stored()?;
     let read_data = if args.read_data { ReadData::All } else { args.read_data_subset.unwrap_or(ReadData::None) };
     let scratch = args.scratch.clone().map_or_else(|| context.scratch_dir(), Ok)?;
     let memory = context.cache_dir()?;

@@ -6,8 +6,9 @@ use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use snapshot::backend::DEFAULT_CACHE_BYTES;
 use snapshot::error::{Error, Result};
-use snapshot::repo::{Filter, Repository};
+use snapshot::repo::{Closed, Filter, Repository};
 use snapshot::report::{Problem, Progress, Reporter, Sink};
 use snapshot::source::handles::terminate;
 
@@ -21,6 +22,8 @@ use super::secrets::{self, Secret};
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Another program that signals are for while it runs, by its process number.
 static RUNNING: Mutex<Option<u32>> = Mutex::new(None);
+/// Folder in the cache directory.
+const COPIES: &str = "objects";
 /// Where no status was set.
 const UNSET: u16 = u16::MAX;
 
@@ -108,22 +111,39 @@ impl Context {
         self.open_at(&self.location()?, None)
     }
 
+    /// Opens the repository for a look at the store itself, whatever this machine remembers of it.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub fn open_as_stored(&self) -> Result<Session> {
+        let location = self.location()?;
+        self.unlock(Closed::find(location.backend()?)?, &location, None)
+    }
+
     /// Opens the repository at a place, with a secret of its own if there is one.
     ///
     /// # Errors
     /// As [`Context::open`].
     pub fn open_at(&self, location: &Location, own: Option<secrets::Given>) -> Result<Session> {
         let backend = location.backend()?;
-        if !Repository::exists(&*backend)? {
-            return Err(Error::NoRepository { at: backend.describe() });
-        }
+        let is_remote = backend.is_remote();
+        let closed = Closed::find(backend)?;
+        let closed = if is_remote { closed.cached(self.cache()?) } else { closed };
+        self.unlock(closed, location, own)
+    }
+
+    /// Where copies of a repository's objects are kept, and how much of them.
+    fn cache(&self) -> Result<Option<(PathBuf, u64)>> {
+        Ok(self.cache_dir()?.map(|dir| (dir.join(COPIES), self.global.cache_size.unwrap_or(DEFAULT_CACHE_BYTES))))
+    }
+
+    fn unlock(&self, closed: Closed, location: &Location, own: Option<secrets::Given>) -> Result<Session> {
         let Secret { unlock, name } = match own {
             Some(own) => own.read()?,
             None => self.secret_for(location)?,
         };
-        self.display.detail(|| format!("repository {}, opened with {name}", backend.describe()));
-        let repo = Repository::open(backend, &unlock, &name, &self.reporter)?;
-        let repo = Arc::new(repo);
+        let repo = Arc::new(closed.open(&unlock, &name, &self.reporter)?);
+        self.display.detail(|| format!("repository {}, opened with {name}", repo.backend().describe()));
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(repo.clone());
         Ok(Session { repo })
     }

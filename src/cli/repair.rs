@@ -15,7 +15,7 @@ use super::output::{Out, clean, clean_path, count, document, local_time, put_pat
 
 /// Mends the index, packs or snapshots.
 pub fn run(context: &Context, args: &Repair, out: &mut Out) -> Result<()> {
-    let repo = context.open()?.repo;
+    let repo = context.open_as_stored()?.repo;
     let summary = match args {
         Repair::Index => repair_index(&repo, &context.reporter)?,
         Repair::Packs => repair_packs(&repo, &context.reporter)?,

@@ -80,6 +80,7 @@ impl Repository {
     /// Snapshots as they were made, without their marks.
     fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
         let listed = self.backend.list(folder)?;
+        self.backend.want(&listed);
         let read: Vec<_> = listed.par_iter().map(|l| self.read_snapshot_at(&l.path)).collect();
         let (mut found, mut lost) = (Vec::new(), Vec::new());
         for (Listed { path, .. }, read) in listed.into_iter().zip(read) {

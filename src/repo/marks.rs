@@ -141,6 +141,7 @@ impl Repository {
     /// When the store can't be listed.
     pub fn read_marks(&self) -> Result<Marks> {
         let listed = self.backend.list(layout::MARKS)?;
+        self.backend.want(&listed);
         let read: Vec<_> = listed.par_iter().map(|l| self.read_mark_at(&l.path)).collect();
         let mut marks = Marks::default();
         for (listed, read) in listed.into_iter().zip(read) {

@@ -3,6 +3,8 @@
 //! May depend on `backend`, `index`, `format` and below; knows nothing of files or databases outside.
 
 mod bases;
+mod bundles;
+mod closed;
 mod control;
 mod copy;
 mod delta;
@@ -35,6 +37,7 @@ use crate::format::config::Config;
 use crate::index::BlobIndex;
 
 pub use bases::BasePages;
+pub use closed::Closed;
 pub use control::{Condemnation, Lost, Named};
 pub use copy::{Piece, copy};
 #[cfg(test)]

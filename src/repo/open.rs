@@ -8,7 +8,7 @@ use super::read::FrameCache;
 use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
-use super::{Condemnation, Lost, Repository, unlock};
+use super::{Closed, Condemnation, Lost, Repository, unlock};
 use crate::backend::{Backend, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
@@ -78,7 +78,12 @@ impl Repository {
         Ok(Self::assemble(backend, config, (master, slot), keys))
     }
 
-    fn assemble(backend: Arc<dyn Backend>, config: Config, (master, opened): (Secret, Opened), keys: Keys) -> Self {
+    pub(super) fn assemble(
+        backend: Arc<dyn Backend>,
+        config: Config,
+        (master, opened): (Secret, Opened),
+        keys: Keys,
+    ) -> Self {
         Self {
             backend,
             config,
@@ -107,54 +112,9 @@ impl Repository {
     /// Opens a repository with a secret; `secret` is what it is called in errors. The index is loaded separately.
     ///
     /// # Errors
-    /// [`Error::NoRepository`], [`Error::WrongKey`], [`Error::Unsupported`], or damage to the config.
+    /// As [`Closed::find`] and [`Closed::open`].
     pub fn open(backend: Arc<dyn Backend>, unlock: &Unlock, secret: &str, reporter: &Reporter) -> Result<Self> {
-        let read = |path: &str| {
-            let bytes = backend.get(path, MAX_CONFIG_BYTES as u64)?;
-            Config::parse(&bytes, path).map(|config| (config, bytes))
-        };
-        let (first, copy) = match (read(layout::CONFIG), read(layout::CONFIG_COPY)) {
-            (Err(Error::Missing { .. }), Err(Error::Missing { .. })) => {
-                return Err(Error::NoRepository { at: backend.describe() });
-            }
-            // Of a place that holds no config that makes sense, a wrong key is not the thing to say.
-            (Err(e @ Error::Unsupported { .. }), Err(_)) | (Err(_), Err(e @ Error::Unsupported { .. })) => {
-                return Err(e);
-            }
-            (Err(e), Err(_)) => return Err(e),
-            some => some,
-        };
-        let configs: Vec<&[u8]> = [&first, &copy].into_iter().flatten().map(|(_, bytes)| &bytes[..]).collect();
-        let right = |master: &Secret| {
-            let keys = Keys::derive(master);
-            configs.iter().any(|bytes| Config::is_authentic(&keys, bytes))
-        };
-        let opened = unlock::find_master(&*backend, unlock, secret, &right)?;
-        let keys = Keys::derive(&opened.0);
-        let authentic = |read: Result<(Config, Vec<u8>)>, what| {
-            read.and_then(|(config, bytes)| {
-                let ok = Config::is_authentic(&keys, &bytes);
-                if ok {
-                    Ok(config)
-                } else {
-                    Err(Error::corrupt(what, "it was not written with this repository's keys"))
-                }
-            })
-        };
-        let config = match authentic(first, layout::CONFIG) {
-            Ok(config) => config,
-            Err(e) => {
-                let config = authentic(copy, layout::CONFIG_COPY).map_err(|_| e)?;
-                reporter.problem(Problem {
-                    severity: Severity::Note,
-                    what: layout::CONFIG.into(),
-                    why: "it is damaged or missing; its copy was used".into(),
-                    hint: Some("run `snapshot repair index`, which writes it anew".into()),
-                });
-                config
-            }
-        };
-        Ok(Self::assemble(backend, config, opened, keys))
+        Closed::find(backend)?.open(unlock, secret, reporter)
     }
 
     /// Writes the config and its copy anew where they differ from what was opened.
@@ -213,6 +173,7 @@ impl Repository {
     /// When the store can't be listed.
     pub fn load_index_files(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<LoadedIndex> {
         let listed = self.backend.list(layout::INDEX)?;
+        self.backend.want(&listed);
         // What is there already would be held beside what replaces it.
         self.replace_index(BlobIndex::default());
         let mut index = Builder::new((listed.iter().map(|l| l.bytes).sum::<u64>() / RECORD_BYTES) as usize);

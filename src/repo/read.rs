@@ -198,6 +198,14 @@ impl Repository {
             .ok_or_else(|| Error::Missing { what: format!("blob {id}") })
     }
 
+    /// Whether a blob can be read without a request to a server: older pages that can't are done without, as a night
+    /// in which few pages change would fetch much of the database otherwise.
+    pub fn is_near(&self, id: &BlobId) -> bool {
+        let index = self.index();
+        let pack = index.find(id).and_then(|place| index.packs().get(place.pack as usize));
+        pack.is_some_and(|pack| self.backend.is_near(&layout::pack(pack.kind(), pack.id)))
+    }
+
     /// What it takes to read the frame of a place.
     ///
     /// # Errors

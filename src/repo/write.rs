@@ -245,7 +245,12 @@ fn upload(repo: &Repository, packs: &Receiver<PackBuilder>, is_dry: bool) -> Res
     for pack in packs {
         let sealed = pack.seal(&repo.keys)?;
         if !is_dry {
-            repo.backend.put(&layout::pack(sealed.info.header.kind, sealed.info.id), sealed.bytes)?;
+            let path = layout::pack(sealed.info.header.kind, sealed.info.id);
+            // Pages of databases are what later versions of them are stored against.
+            if sealed.info.frames.iter().flat_map(|f| &f.entries).any(|e| e.kind == BlobType::Segment) {
+                repo.backend.keep(&path, &sealed.bytes);
+            }
+            repo.backend.put(&path, sealed.bytes)?;
         }
         stored.push(sealed.info);
     }

@@ -122,18 +122,22 @@ impl<'r> OlderMap<'r> {
     /// what that leans on itself.
     pub fn base_of(&mut self, leaf: &OlderLeaf, page: usize) -> Option<(BlobId, u8)> {
         let old = leaf.leaf.pages.get(page)?;
-        let (repo, index) = (self.repo, self.repo.index());
-        if index.is_usable_alone(&old.segment, old.slot) {
-            return Some((old.segment, old.slot));
+        let repo = self.repo;
+        let is_alone = repo.index().is_usable_alone(&old.segment, old.slot);
+        if is_alone {
+            return Some((old.segment, old.slot)).filter(|(id, _)| repo.is_near(id));
         }
-        drop(index);
+        if !repo.is_near(&old.segment) {
+            return None;
+        }
         if self.leaning.len() >= MAX_LEANING && !self.leaning.contains_key(&old.segment) {
             self.leaning.clear();
         }
         let bases =
             self.leaning.entry(old.segment).or_insert_with(|| repo.bases_of_slots(&old.segment).unwrap_or_default());
         let (base, slot) = (*bases.get(usize::from(old.slot))?)?;
-        repo.index().is_usable_alone(&base, slot).then_some((base, slot))
+        let is_alone = repo.index().is_usable_alone(&base, slot);
+        (is_alone && repo.is_near(&base)).then_some((base, slot))
     }
 }
 

@@ -251,6 +251,9 @@ impl<'r> Segmenter<'r> {
                 sparse.push((percent, segment, used.count()));
             }
         }
+        drop(index);
+        // Pages that would have to be fetched first stay where they are.
+        sparse.retain(|(_, segment, _)| self.repo.is_near(segment));
         sparse.sort_unstable();
         let mut left = self.changed * AGAIN_PERCENT / 100;
         let fits = |(_, _, used): &(u32, BlobId, u32)| {
@@ -273,7 +276,7 @@ impl<'r> Segmenter<'r> {
                 let index = self.repo.index();
                 index.find(segment).is_some_and(|p| index.bases(p).iter().any(|base| chosen.contains(&base.id)))
             };
-            if leans {
+            if leans && self.repo.is_near(segment) {
                 let bases = self.repo.bases_of_slots(segment).unwrap_or_default();
                 let is_on = |base: &Option<(BlobId, u8)>| base.is_some_and(|(id, _)| chosen.contains(&id));
                 let on: SlotSet = (0..=u8::MAX).zip(&bases).filter(|(_, b)| is_on(b)).map(|(slot, _)| slot).collect();

@@ -30,7 +30,7 @@ const SHARED_BY_JOBS: &str = "policy";
 /// Where each crate may be used.
 const CRATES: [(&str, &[&str]); 25] = [
     ("argon2", &["crypto.rs"]),
-    ("blake3", &["chunker.rs", "crypto.rs", "format/", "index.rs", "repo/", "source/", "job/"]),
+    ("blake3", &["backend/", "chunker.rs", "crypto.rs", "format/", "index.rs", "repo/", "source/", "job/"]),
     ("chacha20poly1305", &["crypto.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/args.rs", "cli/completions.rs"]),
@@ -46,7 +46,7 @@ const CRATES: [(&str, &[&str]); 25] = [
     ("rayon", &["repo/", "source/", "job/"]),
     ("rpassword", &["cli/secrets.rs"]),
     ("rusqlite", &["source/exclusive.rs", "source/sqlite/examine.rs", "source/preset/"]),
-    ("rustix", &["source/", "job/create/", "job/restore/"]),
+    ("rustix", &["backend/copies.rs", "source/", "job/create/", "job/restore/"]),
     ("serde", &["cli/"]),
     ("serde_json", &["cli/", "source/preset/"]),
     ("tar", &["job/look/archive.rs"]),

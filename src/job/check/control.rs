@@ -236,8 +236,16 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
 
 /// Lists the whole repository, notes what doesn't belong there, and returns the packs.
 pub(super) fn list_all(repo: &Repository, reporter: &Reporter) -> Result<Vec<Listed>> {
-    const FOLDERS: [&str; 7] =
-        [layout::KEYS, layout::INDEX, layout::SNAPSHOTS, layout::TOMBS, layout::MARKS, layout::GC, layout::SESSIONS];
+    const FOLDERS: [&str; 8] = [
+        layout::KEYS,
+        layout::INDEX,
+        layout::SNAPSHOTS,
+        layout::TOMBS,
+        layout::MARKS,
+        layout::GC,
+        layout::SESSIONS,
+        layout::BUNDLES,
+    ];
     let (mut packs, mut unfinished) = (Vec::new(), Vec::new());
     for listed in repo.backend().list("")? {
         let path = listed.path.as_str();

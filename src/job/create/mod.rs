@@ -190,6 +190,8 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     // Once more: a prune that listed the snapshots before this one was there may have condemned what it needs.
     repo.rescue_condemned(snapshot.tree, reporter)?;
 
+    // The same: what is in no bundle is read from its own place.
+    let _ = repo.bundle_sometimes(names_before.len());
     // The snapshot is there: a session that can't be ended now is cleared away by the next run or prune.
     drop(session);
     Ok(Summary { id: Some(id), snapshot })

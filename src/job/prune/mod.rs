@@ -122,6 +122,8 @@ pub fn run(
     } else {
         run_once(repo, &session, options, true, announce, reporter)?
     };
+    // Whoever finds no bundle reads what would be in it from its own place.
+    let _ = repo.rebundle();
     session.end()?;
     Ok(summary)
 }

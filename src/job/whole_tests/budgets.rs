@@ -83,14 +83,13 @@ fn gets(calls: &[(Op, &'static str, usize)], folder: &str) -> usize {
 }
 
 #[test]
-fn opening_reads_the_config_its_copy_and_the_slots() {
+fn opening_reads_the_config_and_the_slots() {
     let scene = Scene::new();
     scene.store.take_calls();
     open(scene.store.clone()).unwrap();
     let calls: Vec<_> = scene.store.take_calls().into_iter().map(|c| (c.op, c.path)).collect();
-    let [config, copy, slots, (Op::Get, slot)] = &calls[..] else { panic!("{calls:?}") };
+    let [config, slots, (Op::Get, slot)] = &calls[..] else { panic!("{calls:?}") };
     assert_eq!(*config, (Op::Get, layout::CONFIG.into()));
-    assert_eq!(*copy, (Op::Get, layout::CONFIG_COPY.into()));
     assert_eq!(*slots, (Op::List, layout::KEYS.into()));
     assert!(slot.starts_with(layout::KEYS));
 }

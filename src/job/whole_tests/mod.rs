@@ -27,6 +27,7 @@ use crate::repo::testing::noise;
 use crate::repo::{Filter, Repository, Selected, split_path};
 use crate::report::{Problem, Reporter, Severity};
 
+mod afar;
 mod budgets;
 mod changes;
 mod faults;
