@@ -60,7 +60,7 @@ impl Bundler {
 /// The objects in a bundle whose bytes have the hash that is their name, up to where it makes no sense any more.
 pub fn unbundle(bundle: &[u8]) -> impl Iterator<Item = (&str, [u8; 32], &[u8])> {
     let mut rest = bundle.strip_prefix(MAGIC).unwrap_or_default();
-    let mut next = move || {
+    let next = move || {
         let (path_bytes, after) = rest.split_first_chunk()?;
         let (len, after) = after.split_first_chunk()?;
         let (path, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*path_bytes)))?;
@@ -68,7 +68,7 @@ pub fn unbundle(bundle: &[u8]) -> impl Iterator<Item = (&str, [u8; 32], &[u8])> 
         rest = after;
         Some((path, bytes))
     };
-    std::iter::from_fn(move || next()).filter_map(|(path, bytes)| {
+    std::iter::from_fn(next).filter_map(|(path, bytes)| {
         let path = std::str::from_utf8(path).ok()?;
         let hash = named_hash(path)?;
         (*blake3::hash(bytes).as_bytes() == hash).then_some((path, hash, bytes))
