@@ -89,6 +89,20 @@ pub enum Error {
         /// Whether the storage is out of space.
         full: bool,
     },
+    /// A repository on a network failed.
+    #[error("cannot {action} {object} at {at}: {why}")]
+    Remote {
+        /// "read", "write", "list", "delete".
+        action: &'static str,
+        /// The object's path in the repository.
+        object: String,
+        /// The repository, as a URL.
+        at: String,
+        /// The cause, as far as it is known.
+        why: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A local file or directory outside the repository could not be used.
     #[error("cannot {action} {}: {error}", path.display())]
     File {
@@ -153,7 +167,7 @@ impl Error {
             Self::Missing { .. } => "missing",
             Self::Unknown { .. } => "unknown",
             Self::Unsupported { .. } => "unsupported",
-            Self::Storage { .. } => "storage",
+            Self::Storage { .. } | Self::Remote { .. } => "storage",
             Self::File { .. } => "file",
             Self::Refused { .. } => "refused",
             Self::Interrupted => "interrupted",
@@ -175,7 +189,7 @@ impl Error {
                 "free some space (`snapshot prune --instant` frees what no snapshot needs) and run the command again"
             }
             Self::Storage { .. } => "nothing was lost; run the command again when the storage answers",
-            Self::Refused { hint, .. } => hint,
+            Self::Refused { hint, .. } | Self::Remote { hint, .. } => hint,
             Self::Usage(_) | Self::File { .. } | Self::Unknown { .. } | Self::Interrupted => return None,
         })
     }

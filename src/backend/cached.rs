@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::bundle::{MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
 use super::copies::Copies;
 use super::layout::{self, named_hash};
-use super::{Backend, Listed};
+use super::{Backend, Listed, Usage};
 use crate::error::Result;
 use crate::format::MAX_PACK_BYTES;
 use crate::format::header::Kind;
@@ -175,6 +175,10 @@ impl Backend for Cached {
 
     fn concurrency(&self) -> usize {
         self.inner.concurrency()
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.inner.usage()
     }
 
     fn is_near(&self, path: &str) -> bool {

@@ -11,6 +11,7 @@ mod fault;
 pub mod layout;
 mod local;
 mod memory;
+pub mod remote;
 
 use crate::error::Result;
 use crate::format::cbor::Time;
@@ -21,6 +22,7 @@ pub use copies::DEFAULT_CACHE_BYTES;
 pub use fault::{Call, Fault, Faulty, Op};
 pub use local::Local;
 pub use memory::Memory;
+pub use remote::{Remote, Usage};
 
 /// An object as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +58,11 @@ pub trait Backend: Send + Sync {
     /// How many calls at a time it answers best.
     fn concurrency(&self) -> usize {
         1
+    }
+
+    /// What was asked of the server so far, if there is one.
+    fn usage(&self) -> Option<Usage> {
+        None
     }
 
     /// Whether parts of an object can be read without a request to a server.

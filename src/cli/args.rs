@@ -34,7 +34,8 @@ pub struct Cli {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The repository: a path, or file:///path [env: SNAPSHOT_REPO] [default: one in your data directory]
+    /// The repository: a path, sftp://user@host/path, or s3://bucket/prefix [env: SNAPSHOT_REPO] [default: one in your
+    /// data directory]
     #[arg(short, long, global = true, value_name = "URL")]
     pub repo: Option<OsString>,
     /// Take the password from the first line of this file [env: SNAPSHOT_PASSWORD_FILE]
@@ -67,6 +68,12 @@ pub struct Global {
     /// Keep at most so much of a remote repository in the cache directory [default: 4G]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse::size)]
     pub cache_size: Option<u64>,
+    /// Send no more than this many bytes a second, such as 10M
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse::rate)]
+    pub limit_upload: Option<u64>,
+    /// Receive no more than this many bytes a second
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse::rate)]
+    pub limit_download: Option<u64>,
 }
 
 /// The commands.

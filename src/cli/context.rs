@@ -6,7 +6,8 @@ use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use snapshot::backend::DEFAULT_CACHE_BYTES;
+use snapshot::backend::remote::{Limits, Surroundings, Weight};
+use snapshot::backend::{Backend, DEFAULT_CACHE_BYTES};
 use snapshot::error::{Error, Result};
 use snapshot::repo::{Closed, Filter, Repository};
 use snapshot::report::{Problem, Progress, Reporter, Sink};
@@ -103,6 +104,20 @@ impl Context {
         self.env.cache_dir(self.global.cache_dir.clone(), self.global.no_cache)
     }
 
+    /// The storage at a place. Nothing is made, and no connection either.
+    ///
+    /// # Errors
+    /// As [`Location::backend`].
+    pub fn backend(&self, location: &Location) -> Result<Arc<dyn Backend>> {
+        let display = self.display.clone();
+        let tell = Box::new(move |weight, text: &str| match weight {
+            Weight::Detail => display.detail(|| text.to_owned()),
+            Weight::Notice => display.notice(text),
+        });
+        let limits = Limits { up: self.global.limit_upload, down: self.global.limit_download };
+        location.backend(&self.env, limits, Surroundings { interrupted: &INTERRUPTED, tell })
+    }
+
     /// Opens the repository. Whether there is one is found out before a password is asked for.
     ///
     /// # Errors
@@ -117,7 +132,7 @@ impl Context {
     /// As [`Context::open`].
     pub fn open_as_stored(&self) -> Result<Session> {
         let location = self.location()?;
-        self.unlock(Closed::find(location.backend()?)?, &location, None)
+        self.unlock(Closed::find(self.backend(&location)?)?, &location, None)
     }
 
     /// Opens the repository at a place, with a secret of its own if there is one.
@@ -125,7 +140,7 @@ impl Context {
     /// # Errors
     /// As [`Context::open`].
     pub fn open_at(&self, location: &Location, own: Option<secrets::Given>) -> Result<Session> {
-        let backend = location.backend()?;
+        let backend = self.backend(location)?;
         let is_remote = backend.is_remote();
         let closed = Closed::find(backend)?;
         let closed = if is_remote { closed.cached(self.cache()?) } else { closed };

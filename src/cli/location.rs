@@ -5,16 +5,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use snapshot::backend::remote::{Limits, Place, Surroundings};
 use snapshot::backend::{Backend, Local};
 use snapshot::error::{Error, Result};
 
 use super::env::Env;
+use super::network;
+
+/// What the user named.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A local directory.
+    Directory(PathBuf),
+    /// A place on a network.
+    Network(Place),
+}
 
 /// A repository's place.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Location {
     /// Named by the user.
-    Named(PathBuf),
+    Named(Named),
     /// The default one, with its key file.
     Default {
         /// Its directory.
@@ -40,25 +51,37 @@ impl Location {
     /// As [`Location::resolve`].
     pub fn resolve_named(url: Option<&OsStr>, env: &Env) -> Result<Self> {
         match url {
-            Some(url) => path_of(url).map(Self::Named),
+            Some(url) => read(url).map(Self::Named),
             None => Ok(Self::Default { repository: env.default_repository()?, key_file: env.default_key_file()? }),
         }
     }
 
-    /// Its directory.
-    pub fn path(&self) -> &PathBuf {
+    /// Its directory, if it is on this machine.
+    pub fn path(&self) -> Option<&PathBuf> {
         match self {
-            Self::Named(path) => path,
-            Self::Default { repository, .. } => repository,
+            Self::Named(Named::Network(_)) => None,
+            Self::Named(Named::Directory(path)) | Self::Default { repository: path, .. } => Some(path),
         }
     }
 
-    /// Its storage. Nothing is made.
+    /// Its storage. Nothing is made, and no connection either.
     ///
     /// # Errors
-    /// When local storage can't be used.
-    pub fn backend(&self) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Local::new(self.path())?))
+    /// When local storage can't be used, or what is set for the network makes no sense.
+    pub fn backend(&self, env: &Env, limits: Limits, surroundings: Surroundings) -> Result<Arc<dyn Backend>> {
+        match self {
+            Self::Named(Named::Network(place)) => network::backend(place, env, limits, surroundings),
+            Self::Named(Named::Directory(path)) | Self::Default { repository: path, .. } => {
+                Ok(Arc::new(Local::new(path)?))
+            }
+        }
+    }
+}
+
+fn read(url: &OsStr) -> Result<Named> {
+    match url.to_str().and_then(Place::parse) {
+        Some(place) => place.map(Named::Network),
+        None => path_of(url).map(Named::Directory),
     }
 }
 
@@ -70,13 +93,9 @@ fn path_of(url: &OsStr) -> Result<PathBuf> {
     match scheme {
         b"file" if rest.starts_with(b"/") => Ok(PathBuf::from(OsStr::from_bytes(rest))),
         b"file" => Err(Error::Usage("a file URL has three slashes: file:///srv/backup".into())),
-        b"sftp" | b"s3" => Err(Error::refused(
-            format!("repositories at {}:// are not in this version yet", String::from_utf8_lossy(scheme)),
-            "use a local path; it may be on a mounted disk or network share",
-        )),
         _ => Err(Error::refused(
             format!("{}:// is no kind of repository known here", String::from_utf8_lossy(scheme)),
-            "use a local path",
+            "use a local path, sftp://user@host/path or s3://bucket/prefix",
         )),
     }
 }
@@ -97,17 +116,32 @@ mod tests {
         for (url, path) in [("/srv/r", "/srv/r"), ("r", "r"), ("file:///srv/r", "/srv/r"), ("./a://b", "./a://b")] {
             assert_eq!(path_of(OsStr::new(url)).unwrap(), PathBuf::from(path), "{url}");
         }
-        for (url, status) in [("", 2), ("file://host/r", 2), ("sftp://u@h/r", 1), ("s3://b/p", 1), ("rest://x", 1)] {
+        for (url, status) in [("", 2), ("file://host/r", 2), ("rest://x", 1)] {
             assert_eq!(path_of(OsStr::new(url)).unwrap_err().status(), status, "{url}");
         }
+    }
+
+    #[test]
+    fn places_on_a_network() {
+        for (url, shown) in
+            [("sftp://u@h/r", "sftp://u@h/r"), ("s3://b/p", "s3://b/p"), ("s3:http://h/b", "s3:http://h/b")]
+        {
+            match read(OsStr::new(url)).unwrap() {
+                Named::Network(place) => assert_eq!(place.to_string(), shown),
+                Named::Directory(path) => panic!("{}", path.display()),
+            }
+        }
+        assert_eq!(read(OsStr::new("sftp://h")).unwrap_err().status(), 2);
+        assert_eq!(read(OsStr::new("sftp:file")).unwrap(), Named::Directory("sftp:file".into()));
     }
 
     #[test]
     fn option_before_variable_before_default() {
         let env = Env::fixed(&[("SNAPSHOT_REPO", "/env"), ("HOME", "/home/u")]);
         let option = Location::resolve(Some(OsStr::new("/option")), &env).unwrap();
-        assert_eq!(option, Location::Named("/option".into()));
-        assert_eq!(Location::resolve(None, &env).unwrap(), Location::Named("/env".into()));
+        let named = |path: &str| Location::Named(Named::Directory(path.into()));
+        assert_eq!(option, named("/option"));
+        assert_eq!(Location::resolve(None, &env).unwrap(), named("/env"));
         let empty = Env::fixed(&[("SNAPSHOT_REPO", ""), ("HOME", "/home/u")]);
         assert!(matches!(Location::resolve(None, &empty).unwrap(), Location::Default { .. }));
     }

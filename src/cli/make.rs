@@ -38,7 +38,7 @@ struct Fresh {
 /// [`Error::Exists`], and when no secret can be had.
 pub fn make(context: &Context, cost: KdfCost, reuse: bool) -> Result<Made> {
     let location = context.location()?;
-    let backend = location.backend()?;
+    let backend = context.backend(&location)?;
     if Repository::exists(&*backend)? {
         return Err(Error::Exists { at: backend.describe(), what: "a repository" });
     }

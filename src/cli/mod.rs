@@ -24,6 +24,7 @@ mod load;
 mod location;
 mod ls;
 mod make;
+mod network;
 mod nodes;
 mod output;
 mod parse;

@@ -35,6 +35,14 @@ pub fn size(text: &str) -> Result<u64, String> {
     whole.checked_mul(unit).and_then(|n| n.checked_add((part * unit) / scale)).ok_or_else(refuse)
 }
 
+/// Bytes a second: `10M`.
+pub fn rate(text: &str) -> Result<u64, String> {
+    match size(text.strip_suffix("/s").unwrap_or(text)) {
+        Ok(0) => Err("nothing would ever arrive at a rate of 0".into()),
+        rate => rate,
+    }
+}
+
 /// A preset of a known application, or none.
 pub fn preset(text: &str) -> Result<PresetChoice, String> {
     if text == "none" {

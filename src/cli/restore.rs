@@ -132,7 +132,7 @@ pub fn place_options(context: &Context, target: PathBuf) -> Result<Options> {
     if let Location::Default { key_file, .. } = &location {
         keys.push(key_file.clone());
     }
-    let repository = Some(location.path().clone());
+    let repository = location.path().cloned();
     Ok(Options { target, home: context.env.home(), repository, keys, ..Options::default() })
 }
 

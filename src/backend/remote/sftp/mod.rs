@@ -1,0 +1,351 @@
+//! A directory of a server that is reached by SSH.
+//!
+//! Not through OpenDAL, whose SFTP neither syncs nor pipelines, makes the directory when it only looks, and leaves a
+//! process of `ssh` behind when it is killed: through the same protocol library, over pipes to `ssh`. An object is
+//! written under a temporary name, synced, measured, and renamed; then synced once more, which takes the new name to
+//! the disk of all usual file systems.
+
+mod link;
+mod said;
+mod transfer;
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use openssh_sftp_client::error::{Error as SftpError, SftpErrorKind};
+use openssh_sftp_client::metadata::Permissions;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::failure::{Failure, Remedy};
+use super::meter::Kind;
+use super::{Line, SftpPlace};
+use crate::backend::Listed;
+use crate::crypto;
+use crate::format::cbor::Time;
+use crate::id::hex;
+use link::Link;
+
+/// Requests at a time that fill most lines.
+pub(super) const CONCURRENCY: usize = 4;
+/// Connections at a time: the window of one does not fill a fast line with a long way.
+const MAX_LINKS: usize = 4;
+/// Bytes under way on a connection before another one is made.
+const LINK_BYTES: usize = 1 << 20;
+/// Folders that are listed, and files that are deleted, at a time.
+const SMALL_REQUESTS: usize = 64;
+/// Folders within folders: a repository has three.
+const MAX_DEPTH: usize = 8;
+/// For how long nothing may move.
+const STALL: Duration = Duration::from_secs(120);
+/// Folder of unfinished objects.
+const TEMPORARY: &str = "tmp/";
+
+/// How `ssh` is run.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// What to run instead of `ssh`, with the same arguments; understood by `sh`.
+    pub command: Option<String>,
+}
+
+/// A directory of a server.
+pub(super) struct Sftp {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    place: SftpPlace,
+    settings: Settings,
+    line: Arc<Line>,
+    links: Mutex<Vec<Arc<Link>>>,
+    /// Connections are made one at a time: a server may refuse many that knock at once.
+    connecting: tokio::sync::Mutex<()>,
+    known_folders: Mutex<HashSet<String>>,
+}
+
+/// Deadline of a single request.
+async fn soon<T>(link: &Link, request: impl Future<Output = Result<T, SftpError>>) -> Result<T, Failure> {
+    match timeout(STALL, request).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => Err(failed(link, &e)),
+        Err(_) => {
+            link.give_up();
+            Err(stalled())
+        }
+    }
+}
+
+fn stalled() -> Failure {
+    Failure::again(format!("nothing moved for {} s", STALL.as_secs()))
+}
+
+fn failed(link: &Link, error: &SftpError) -> Failure {
+    if said::is_lost(error) {
+        link.give_up();
+    }
+    said::of_request(error, &link.words())
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// A connection for so many bytes.
+    async fn link(&self, bytes: usize) -> Result<Arc<Link>, Failure> {
+        if let Some(link) = self.usable(bytes) {
+            return Ok(link);
+        }
+        let _turn = self.connecting.lock().await;
+        // Another may have made one meanwhile.
+        if let Some(link) = self.usable(bytes) {
+            return Ok(link);
+        }
+        self.line.meter.request(Kind::Other);
+        let link = match Link::open(&self.place, self.settings.command.as_deref()).await {
+            Ok(link) => Arc::new(link),
+            // There is one at least: the server may allow no more.
+            Err(e) => return self.least_busy().ok_or(e),
+        };
+        locked(&self.links).push(link.clone());
+        Ok(link)
+    }
+
+    fn least_busy(&self) -> Option<Arc<Link>> {
+        let mut links = locked(&self.links);
+        links.retain(|link| !link.is_lost());
+        links.iter().min_by_key(|link| link.load.load(Ordering::Relaxed)).cloned()
+    }
+
+    fn usable(&self, bytes: usize) -> Option<Arc<Link>> {
+        let best = self.least_busy()?;
+        let load = best.load.load(Ordering::Relaxed);
+        let is_enough = bytes == 0 || load < LINK_BYTES || locked(&self.links).len() >= MAX_LINKS;
+        is_enough.then_some(best)
+    }
+
+    fn full(&self, path: &str) -> String {
+        if path.is_empty() {
+            self.place.path.clone()
+        } else {
+            format!("{}/{path}", self.place.path.trim_end_matches('/'))
+        }
+    }
+
+    /// Makes the folder of an object, and everything above it that is missing.
+    async fn make_folder(&self, link: &Link, path: &str) -> Result<(), Failure> {
+        let folder = self.full(path.rsplit_once('/').map_or("", |(folder, _)| folder));
+        if locked(&self.known_folders).contains(&folder) {
+            return Ok(());
+        }
+        let mut missing = vec![];
+        let mut at = folder.as_str();
+        loop {
+            self.line.meter.request(Kind::Other);
+            match self.make_one(link, at).await {
+                Err(e) if e.remedy == Remedy::Missing => {
+                    missing.push(at.to_owned());
+                    match at.rsplit_once('/') {
+                        Some((above, _)) if !above.is_empty() => at = above,
+                        _ => return Err(e),
+                    }
+                }
+                Err(e) => return Err(e),
+                Ok(()) => break,
+            }
+        }
+        for folder in missing.into_iter().rev() {
+            self.line.meter.request(Kind::Other);
+            self.make_one(link, &folder).await?;
+        }
+        locked(&self.known_folders).insert(folder);
+        Ok(())
+    }
+
+    /// Makes a folder, unless it is there.
+    async fn make_one(&self, link: &Link, folder: &str) -> Result<(), Failure> {
+        let mut fs = link.protocol.fs();
+        let made = {
+            let mut builder = fs.dir_builder();
+            builder.permissions(Permissions::from(0o700));
+            timeout(STALL, builder.create(folder)).await
+        };
+        match made {
+            Ok(Ok(())) => Ok(()),
+            // What is there is told as a failure that says no more.
+            Ok(Err(e @ SftpError::SftpError(..))) if !is_missing(&e) => {
+                let there = soon(link, fs.metadata(folder)).await;
+                if there.is_ok_and(|m| m.file_type().is_some_and(|t| t.is_dir())) {
+                    Ok(())
+                } else {
+                    Err(failed(link, &e))
+                }
+            }
+            Ok(Err(e)) => Err(failed(link, &e)),
+            Err(_) => {
+                link.give_up();
+                Err(stalled())
+            }
+        }
+    }
+
+    /// Writes under a temporary name, has it synced, and sees that all of it is there.
+    async fn publish(&self, path: &str, bytes: Bytes, replaces: bool) -> Result<bool, Failure> {
+        let link = self.link(bytes.len()).await?;
+        let name = crypto::random::<16>().map_err(|e| Failure::hopeless(e.to_string(), "run the command again"))?;
+        let temporary = format!("{TEMPORARY}{}", hex(&name));
+        self.make_folder(&link, &temporary).await?;
+        self.make_folder(&link, path).await?;
+        let (from, to) = (self.full(&temporary), self.full(path));
+        self.line.meter.request(Kind::Put);
+        let done = transfer::write(self, &link, &from, &to, bytes, replaces).await;
+        if !matches!(done, Ok(true)) && !link.is_lost() {
+            let _ = soon(&link, link.protocol.fs().remove_file(&from)).await;
+        }
+        match done {
+            // A folder was removed, or the whole repository.
+            Err(e) if e.remedy == Remedy::Missing => {
+                locked(&self.known_folders).clear();
+                Err(Failure::again("a directory is gone"))
+            }
+            done => done,
+        }
+    }
+
+    /// The objects in one folder, and the folders in it.
+    async fn list_one(&self, folder: String) -> Result<(Vec<Listed>, Vec<String>), Failure> {
+        let link = self.link(0).await?;
+        self.line.meter.request(Kind::List);
+        let mut fs = link.protocol.fs();
+        let dir = match soon(&link, fs.open_dir(self.full(folder.trim_end_matches('/')))).await {
+            Err(e) if e.remedy == Remedy::Missing => return Ok(Default::default()),
+            dir => dir?,
+        };
+        let mut entries = std::pin::pin!(dir.read_dir());
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        while let Some(entry) = soon(&link, async { entries.next().await.transpose() }).await? {
+            // No object has a name that is no text.
+            let Some(name) = entry.filename().to_str().filter(|name| !matches!(*name, "." | "..")) else { continue };
+            self.line.meter.received(name.len());
+            let path = format!("{folder}{name}");
+            let mut metadata = entry.metadata();
+            if metadata.file_type().is_some_and(|t| t.is_symlink()) {
+                match soon(&link, fs.metadata(self.full(&path))).await {
+                    Ok(there) => metadata = there,
+                    Err(e) if e.remedy == Remedy::Missing => continue,
+                    Err(e) => return Err(e),
+                }
+            }
+            match metadata.file_type() {
+                Some(kind) if kind.is_dir() => folders.push(format!("{path}/")),
+                Some(kind) if kind.is_file() => {
+                    let modified =
+                        metadata.modified().map_or(Time::default(), |t| crate::clock::from_system(t.as_system_time()));
+                    files.push(Listed { path, bytes: metadata.len().unwrap_or_default(), modified });
+                }
+                _ => {}
+            }
+        }
+        Ok((files, folders))
+    }
+
+    async fn delete_one(&self, path: String) -> Result<(), Failure> {
+        let link = self.link(0).await?;
+        self.line.meter.request(Kind::Delete);
+        match soon(&link, link.protocol.fs().remove_file(self.full(&path))).await {
+            Err(e) if e.remedy == Remedy::Missing => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn is_missing(error: &SftpError) -> bool {
+    matches!(error, SftpError::SftpError(SftpErrorKind::NoSuchFile, _))
+}
+
+/// Does something for each of many, some at a time.
+async fn each<T, F>(
+    shared: &Arc<Shared>,
+    items: Vec<String>,
+    act: impl Fn(Arc<Shared>, String) -> F,
+) -> Result<Vec<T>, Failure>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Failure>> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(SMALL_REQUESTS));
+    let mut tasks = JoinSet::new();
+    for item in items {
+        let (permits, work) = (permits.clone(), act(shared.clone(), item));
+        tasks.spawn(async move {
+            let _permit = permits.acquire_owned().await;
+            work.await
+        });
+    }
+    let mut out = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        out.push(done.map_err(|e| Failure::again(e.to_string()))??);
+    }
+    Ok(out)
+}
+
+impl Sftp {
+    pub fn new(place: SftpPlace, settings: Settings, line: Arc<Line>) -> Self {
+        let shared = Shared {
+            place,
+            settings,
+            line,
+            links: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            known_folders: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), Failure> {
+        self.shared.publish(path, bytes, true).await.map(drop)
+    }
+
+    pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<bool, Failure> {
+        self.shared.publish(path, bytes, false).await
+    }
+
+    /// `None` if it is longer.
+    pub async fn get(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let link = self.shared.link(1).await?;
+        self.shared.line.meter.request(Kind::Get);
+        transfer::read_whole(&self.shared, &link, &self.shared.full(path), max_bytes).await
+    }
+
+    /// `None` if the object ends before.
+    pub async fn get_range(&self, path: &str, offset: u64, len: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let link = self.shared.link(usize::try_from(len).unwrap_or(usize::MAX)).await?;
+        self.shared.line.meter.request(Kind::Get);
+        transfer::read_range(&self.shared, &link, &self.shared.full(path), offset, len).await
+    }
+
+    pub async fn list(&self, folder: &str) -> Result<Vec<Listed>, Failure> {
+        let (mut out, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+        for _ in 0..MAX_DEPTH {
+            if folders.is_empty() {
+                break;
+            }
+            let list = |shared: Arc<Shared>, folder| async move { shared.list_one(folder).await };
+            for (files, below) in each(&self.shared, std::mem::take(&mut folders), list).await? {
+                out.extend(files);
+                folders.extend(below);
+            }
+        }
+        Ok(out)
+    }
+
+    pub async fn delete(&self, paths: &[String]) -> Result<(), Failure> {
+        let delete = |shared: Arc<Shared>, path| async move { shared.delete_one(path).await };
+        each(&self.shared, paths.to_vec(), delete).await.map(drop)
+    }
+}
