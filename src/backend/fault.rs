@@ -61,6 +61,7 @@ pub struct Faulty {
     writes: AtomicU64,
     reads: AtomicU64,
     calls: Mutex<Vec<Call>>,
+    concurrency: usize,
 }
 
 impl Faulty {
@@ -72,7 +73,20 @@ impl Faulty {
     /// Has the fault at write number `at`, counted from 0, where each deleted object counts; [`Fault::Unread`] at read
     /// number `at`.
     pub fn with(inner: Arc<dyn Backend>, fault: Fault, at: u64) -> Self {
-        Self { inner, fault, at, writes: AtomicU64::new(0), reads: AtomicU64::new(0), calls: Mutex::default() }
+        Self {
+            inner,
+            fault,
+            at,
+            writes: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            calls: Mutex::default(),
+            concurrency: 1,
+        }
+    }
+
+    /// Is asked so many things at once, as one that is far away.
+    pub fn wide(self, concurrency: usize) -> Self {
+        Self { concurrency, ..self }
     }
 
     /// Never fails, and lists what is asked.
@@ -124,6 +138,10 @@ fn half(bytes: &[u8]) -> Vec<u8> {
 impl Backend for Faulty {
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn concurrency(&self) -> usize {
+        self.concurrency
     }
 
     fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {

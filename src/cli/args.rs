@@ -107,7 +107,7 @@ pub enum Command {
     #[command(after_long_help = help::GUARD, mut_arg("dry_run", |a| a.hide(true)), mut_arg("stdin", |a| a.hide(true)))]
     #[command(mut_arg("stdin_from_command", |a| a.hide(true)), mut_arg("stdin_name", |a| a.hide(true)))]
     #[command(mut_arg("postgres", |a| a.hide(true)), mut_arg("preset", |a| a.hide(true)))]
-    #[command(mut_arg("check_references", |a| a.hide(true)))]
+    #[command(mut_arg("check_references", |a| a.hide(true)), mut_arg("cost", |a| a.hide(true)))]
     Guard(Box<Guard>),
     /// Change the tags of snapshots that are there, and pin them
     #[command(after_long_help = help::TAG)]
@@ -212,6 +212,9 @@ pub struct Create {
     /// Read everything, store nothing, and say what would be stored
     #[arg(long)]
     pub dry_run: bool,
+    /// Also say how many requests and bytes that would take where requests are paid for
+    #[arg(long, requires = "dry_run")]
+    pub cost: bool,
     /// Take a snapshot of standard input
     #[arg(long, conflicts_with = "stdin_from_command")]
     pub stdin: bool,

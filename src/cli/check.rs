@@ -37,7 +37,7 @@ pub fn run(context: &Context, args: &Check, out: &mut Out) -> Result<()> {
     if context.global.json {
         let mut document = to_json(&summary, &problems, &drills, context.display.seconds());
         document["references"] = references.iter().map(references::to_json).collect();
-        return out.json(&document);
+        return out.json(&context.with_usage(document));
     }
     let damaged = damages(&problems);
     if context.global.quiet && damaged == 0 {

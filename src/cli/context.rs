@@ -6,8 +6,10 @@ use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::Value;
+
 use snapshot::backend::remote::{Limits, Surroundings, Weight};
-use snapshot::backend::{Backend, DEFAULT_CACHE_BYTES};
+use snapshot::backend::{Backend, DEFAULT_CACHE_BYTES, Usage};
 use snapshot::error::{Error, Result};
 use snapshot::repo::{Closed, Filter, Repository};
 use snapshot::report::{Problem, Progress, Reporter, Sink};
@@ -18,6 +20,7 @@ use super::env::Env;
 use super::location::Location;
 use super::progress::{Display, Shown};
 use super::secrets::{self, Secret};
+use super::storage;
 
 /// Set by the first signal.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -161,6 +164,27 @@ impl Context {
         self.display.detail(|| format!("repository {}, opened with {name}", repo.backend().describe()));
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(repo.clone());
         Ok(Session { repo })
+    }
+
+    /// What the servers of the repositories were asked for; `None` if all are on this machine.
+    pub fn usage(&self) -> Option<Usage> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.iter().filter_map(|repo| repo.backend().usage()).reduce(Usage::plus)
+    }
+
+    /// Adds what servers were asked for to the document of a command.
+    pub fn with_usage(&self, mut document: Value) -> Value {
+        if let Some(usage) = self.usage() {
+            document["storage"] = storage::to_json(&usage);
+        }
+        document
+    }
+
+    /// Tells what servers were asked for.
+    pub fn tell_usage(&self) {
+        if let Some(usage) = self.usage() {
+            self.display.detail(|| format!("storage: {}", storage::to_text(&usage)));
+        }
     }
 
     /// Tells what the repositories noticed while they were read.

@@ -21,7 +21,7 @@ pub fn run(context: &Context, args: Copy, out: &mut Out) -> Result<()> {
     let snapshots = choose(context, &from, &args)?;
     let summary = copy::run(&from, &to.repo, snapshots, args.compression, &context.reporter)?;
     if context.global.json {
-        return out.json(&to_json(&summary, context.display.seconds()));
+        return out.json(&context.with_usage(to_json(&summary, context.display.seconds())));
     }
     if context.global.quiet {
         return Ok(());

@@ -20,10 +20,11 @@ use super::output::{Out, count, document, rfc3339, size};
 use super::parse;
 use super::references;
 use super::seen::Seen;
+use super::storage;
 
 /// Takes a snapshot, and says what it is.
 pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
-    let checks_references = args.check_references;
+    let (checks_references, reckons) = (args.check_references, args.cost);
     let (session, summary) = take(context, args)?;
     let mut checked = Vec::new();
     if let (true, Some(id)) = (checks_references, summary.id) {
@@ -32,13 +33,21 @@ pub fn run(context: &Context, args: Create, out: &mut Out) -> Result<()> {
         let scratch = context.scratch_dir()?;
         checked = references::run(context, &session.repo, &[id.to_string()], &scratch, Severity::Source)?;
     }
+    let cost = reckons.then(|| storage::estimate(&summary, context.usage().unwrap_or_default()));
     if context.global.json {
-        return out.json(&to_json(&summary, &checked));
+        let mut document = context.with_usage(to_json(&summary, &checked));
+        if let Some(cost) = cost {
+            document["cost"] = storage::to_json(&cost);
+        }
+        return out.json(&document);
     }
-    if context.global.quiet {
+    if context.global.quiet && !reckons {
         return Ok(());
     }
     out.line(to_text(&summary))?;
+    if let Some(cost) = cost {
+        out.line(storage::estimate_text(&cost, summary.snapshot.counts.bytes_stored))?;
+    }
     checked.iter().try_for_each(|checked| out.line(references::to_text(checked)))
 }
 
@@ -52,7 +61,7 @@ pub fn take(context: &Context, args: Create) -> Result<(Session, Summary)> {
     let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
     let mut seen = Seen::compare(context, &session.repo)?;
     let summary = create::run(&session.repo, &options, &context.reporter)?;
-    if let Summary { id: Some(id), snapshot } = &summary {
+    if let Summary { id: Some(id), snapshot, .. } = &summary {
         seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
     }
     Ok((session, summary))
@@ -120,7 +129,7 @@ fn seconds(counts: &Counts) -> f64 {
     counts.millis as f64 / 1000.0
 }
 
-fn to_json(Summary { id, snapshot }: &Summary, checked: &[Checked]) -> Value {
+fn to_json(Summary { id, snapshot, .. }: &Summary, checked: &[Checked]) -> Value {
     let mut object = document(counts_json(&snapshot.counts));
     object.extend(document(json!({
         "snapshot_id": id.map(|id| id.to_string()),
@@ -136,7 +145,7 @@ fn to_json(Summary { id, snapshot }: &Summary, checked: &[Checked]) -> Value {
 }
 
 /// What a snapshot holds and cost, for people.
-pub fn to_text(Summary { id, snapshot }: &Summary) -> String {
+pub fn to_text(Summary { id, snapshot, .. }: &Summary) -> String {
     let Snapshot { generation, counts, .. } = snapshot;
     let name = id.map_or_else(|| "dry run, nothing stored".to_owned(), |id| format!("snapshot {}", id.short()));
     let mut holds = vec![count(counts.files, "file", "files")];

@@ -29,7 +29,9 @@ Exit status:
 doing all the rest.
 
 With --json, standard output is one document; \"version\" in it (1 now) rises when a field goes or changes its \
-meaning. Standard error has one object a line: \"type\" is progress, problem, note or error.";
+meaning. Standard error has one object a line: \"type\" is progress, problem, note or error. \
+Commands that read or write much of a repository on a network add storage: requests (put, get, list, delete, other), \
+bytes_up, bytes_down, retries.";
 
 pub const INIT: &str = "\
 The repository opens with a password (asked for twice on a terminal) or a key file. With --key-file, a new key file is \
@@ -71,7 +73,7 @@ stored, shown or put on another command line.
 
 With --json: snapshot_id (null for --dry-run), generation, host, source, time, files, directories, databases, bytes, \
 bytes_read, bytes_new, bytes_stored, seconds, skipped, unverified, preset (null if none), references (an array, as of \
-`check`), dry_run.";
+`check`), dry_run; with --cost, cost, an object like storage.";
 
 pub const LIST: &str = "\
 Times are in this machine's time zone. A mark at the end says what to know of a snapshot: `!` some databases are stored \

@@ -19,7 +19,7 @@ pub fn run(context: &Context, repo: &Repository, selected: &Selected, options: &
     let summary = load::run(repo, selected, options, &context.reporter)?;
     let seconds = context.display.seconds();
     if context.global.json {
-        return out.json(&to_json(selected, options, &summary, seconds));
+        return out.json(&context.with_usage(to_json(selected, options, &summary, seconds)));
     }
     if context.global.quiet {
         return Ok(());

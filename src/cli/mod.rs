@@ -36,6 +36,7 @@ mod restore;
 mod secrets;
 mod seen;
 mod stats;
+mod storage;
 mod tag;
 mod unlock;
 
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
     let display = context.display.clone();
     let mut out = Out::new(move || display.finish());
     let done = context::catch_signals().and_then(|()| run(&context, cli.command, &mut out)).and_then(|()| out.finish());
+    context.tell_usage();
     context.tell_notes();
     context.display.finish();
     match done {

@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: Prune, out: &mut Out) -> Result<()> {
         seen.settle(&session.repo)?;
     }
     if context.global.json {
-        return out.json(&to_json(&summary, &options));
+        return out.json(&context.with_usage(to_json(&summary, &options)));
     }
     // The plan is what a dry run was asked for.
     if context.global.quiet && !options.dry_run {

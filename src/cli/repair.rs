@@ -25,7 +25,7 @@ pub fn run(context: &Context, args: &Repair, out: &mut Out) -> Result<()> {
         }
     };
     if context.global.json {
-        return out.json(&to_json(&summary));
+        return out.json(&context.with_usage(to_json(&summary)));
     }
     if !context.global.quiet {
         out.line(to_text(&summary))?;

@@ -63,7 +63,8 @@ pub fn run(context: &Context, args: Restore, out: &mut Out) -> Result<()> {
         context.reporter.warn(Severity::Note, path.display(), why);
     }
     if context.global.json {
-        return out.json(&to_json(&selected, &options, &summary, context.display.seconds()));
+        let document = to_json(&selected, &options, &summary, context.display.seconds());
+        return out.json(&context.with_usage(document));
     }
     for item in &summary.planned {
         let bytes = match item.kind {

@@ -29,7 +29,7 @@ pub struct BasePages {
 
 impl BasePages {
     /// Room in `file` from `start` on for what segments at these places lean on; `None` if decoded bases can be kept in
-    /// memory. The places are given stretch by stretch, in the order in which they will be decoded otherwise.
+    /// memory, and segments are near: what is far away is better read in the order of the packs. The places are given stretch by stretch, in the order in which they will be decoded otherwise.
     pub fn plan(
         repo: &Repository,
         stretches: &[Vec<Place>],
@@ -48,7 +48,8 @@ impl BasePages {
             decoded += here.len();
         }
         drop(index);
-        if needed.len() <= BASE_CACHE_BYTES / SEGMENT_BYTES || decoded <= needed.len() * OFTEN {
+        let is_little = needed.len() <= BASE_CACHE_BYTES / SEGMENT_BYTES || decoded <= needed.len() * OFTEN;
+        if needed.is_empty() || (is_little && !repo.backend().is_remote()) {
             return None;
         }
         let mut next = 0;

@@ -27,6 +27,7 @@ pub(crate) mod testing;
 mod trees;
 mod unlock;
 mod verify;
+mod wide;
 mod write;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

@@ -4,6 +4,7 @@
 //! Order: packs, then the index; a snapshot is the caller's and comes after. Each is durable before the next.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -20,9 +21,9 @@ use crate::format::pack::{Encoding, Entry, Frame, PackBuilder, PackInfo};
 use crate::format::zstd;
 use crate::id::BlobId;
 
-/// Threads that seal and store packs. Each holds one pack of up to 12 MiB, and one is being gathered. One keeps up with
-/// two cores that compress.
-const UPLOADERS: usize = 1;
+/// Most threads that seal and store packs; how many there are, the store says. Each holds one pack of up to 12 MiB, and
+/// one is being gathered. Of a local store, one keeps up with two cores that compress.
+const MAX_UPLOADERS: usize = 4;
 /// Small blobs are gathered into frames of about this size, in bytes.
 pub const GATHER_BYTES: usize = 1 << 20;
 
@@ -115,10 +116,13 @@ impl Writer {
 
     fn start(repo: &Arc<Repository>, level: i32, is_dry: bool) -> Self {
         let (send, receive) = bounded::<PackBuilder>(0);
-        let uploaders = (0..UPLOADERS)
+        let failed = Arc::<AtomicBool>::default();
+        let uploaders = (0..repo.backend.concurrency().clamp(1, MAX_UPLOADERS))
             .map(|_| {
-                let (repo, receive) = (repo.clone(), receive.clone());
-                std::thread::spawn(move || upload(&repo, &receive, is_dry))
+                let (repo, receive, failed) = (repo.clone(), receive.clone(), failed.clone());
+                std::thread::spawn(move || {
+                    upload(&repo, &receive, is_dry, &failed).inspect_err(|_| failed.store(true, Ordering::Relaxed))
+                })
             })
             .collect();
         Self {
@@ -239,10 +243,18 @@ impl Writer {
     }
 }
 
-/// Seals and stores packs until there are no more.
-fn upload(repo: &Repository, packs: &Receiver<PackBuilder>, is_dry: bool) -> Result<Vec<PackInfo>> {
+/// Seals and stores packs until there are no more, or another uploader has failed: that one's error counts.
+fn upload(
+    repo: &Repository,
+    packs: &Receiver<PackBuilder>,
+    is_dry: bool,
+    failed: &AtomicBool,
+) -> Result<Vec<PackInfo>> {
     let mut stored = Vec::new();
     for pack in packs {
+        if failed.load(Ordering::Relaxed) {
+            break;
+        }
         let sealed = pack.seal(&repo.keys)?;
         if !is_dry {
             let path = layout::pack(sealed.info.header.kind, sealed.info.id);
@@ -282,5 +294,31 @@ impl Repository {
         let len = bytes.len() as u64;
         self.backend.put(&layout::index(id), bytes)?;
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Faulty, Op};
+    use crate::repo::testing::{World, noise};
+
+    #[test]
+    fn when_one_of_several_uploaders_fails_the_others_stop() {
+        let world = World::new();
+        let faulty = Arc::new(Faulty::new(world.memory.clone(), 2).wide(4));
+        let repo = world.reopen_through(faulty.clone());
+        let mut writer = Writer::new(&repo, 1);
+        let mut put = |n: u64| {
+            let data = noise(n, 4 << 20);
+            let id = repo.keys().blob_id(BlobType::Chunk, &data);
+            let entry = Entry { id, kind: BlobType::Chunk, plain_bytes: data.len() as u32 };
+            writer.put_frame(encode_frame(vec![entry], data, 1))
+        };
+        // 20 packs or more, were they stored.
+        let failed = (0..60).find_map(|n| put(n).err());
+        assert!(matches!(failed, Some(Error::Storage { .. })), "{failed:?}");
+        let puts = faulty.take_calls().into_iter().filter(|call| call.op == Op::Put).count();
+        assert!((3..=6).contains(&puts), "{puts}");
     }
 }

@@ -45,6 +45,26 @@ pub struct Usage {
     pub retries: u64,
 }
 
+impl Usage {
+    /// Of two stores.
+    pub fn plus(self, other: Self) -> Self {
+        let (a, b) = (self.requests, other.requests);
+        let requests = Requests {
+            put: a.put + b.put,
+            get: a.get + b.get,
+            list: a.list + b.list,
+            delete: a.delete + b.delete,
+            other: a.other + b.other,
+        };
+        Self {
+            requests,
+            bytes_up: self.bytes_up + other.bytes_up,
+            bytes_down: self.bytes_down + other.bytes_down,
+            retries: self.retries + other.retries,
+        }
+    }
+}
+
 /// Counts.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -101,5 +121,8 @@ mod tests {
         meter.retried();
         let requests = Requests { put: 1, get: 2, list: 3, delete: 4, other: 5 };
         assert_eq!(meter.usage(), Usage { requests, bytes_up: 7, bytes_down: 9, retries: 1 });
+        let twice = Requests { put: 2, get: 4, list: 6, delete: 8, other: 10 };
+        let both = meter.usage().plus(meter.usage());
+        assert_eq!(both, Usage { requests: twice, bytes_up: 14, bytes_down: 18, retries: 2 });
     }
 }

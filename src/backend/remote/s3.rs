@@ -19,8 +19,8 @@ use crate::backend::Listed;
 use crate::error::{Error, Result};
 use crate::format::cbor::Time;
 
-/// Requests at a time that fill most lines: a pack of 12 MiB each.
-pub(super) const CONCURRENCY: usize = 4;
+/// Requests at a time that fill most lines, even with parts of some hundred kilobytes.
+pub(super) const CONCURRENCY: usize = 8;
 /// Names that one request deletes at most.
 const DELETE_NAMES: usize = 1000;
 /// Where buckets are that no one says otherwise of.

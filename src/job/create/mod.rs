@@ -115,6 +115,8 @@ pub struct Summary {
     pub id: Option<SnapshotId>,
     /// The snapshot.
     pub snapshot: Snapshot,
+    /// Packs that were stored for it, or would have been.
+    pub packs: u64,
 }
 
 /// Takes a snapshot. Loads the index.
@@ -182,7 +184,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         preset,
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let Some(session) = session else { return Ok(Summary { id: None, snapshot }) };
+    let Some(session) = session else { return Ok(Summary { id: None, snapshot, packs: written.packs }) };
     repo.rescue_condemned(snapshot.tree, reporter)?;
     session.check_alive()?;
 
@@ -194,7 +196,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     let _ = repo.bundle_sometimes(names_before.len());
     // The snapshot is there: a session that can't be ended now is cleared away by the next run or prune.
     drop(session);
-    Ok(Summary { id: Some(id), snapshot })
+    Ok(Summary { id: Some(id), snapshot, packs: written.packs })
 }
 
 /// What is walked.

@@ -21,7 +21,7 @@ use super::verify;
 use super::write::Part;
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, Root};
-use crate::format::segment::{Decoded, SlotSet};
+use crate::format::segment::{Base, Decoded, SlotSet};
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
 use crate::repo::{BasePages, FrameReader};
@@ -265,10 +265,7 @@ impl Window {
         fetching.run(&self, 0..first_leaning)?;
         let mut missing = aside.bases(context.repo);
         missing.retain(|base| !lock(&fetching.set_aside).contains(&base.id));
-        missing.par_iter().try_for_each(|base| {
-            context.reporter.check_interrupt()?;
-            aside.set_aside(&base.id, &context.repo.read_slots(&base.id, &base.slots)?)
-        })?;
+        fetching.set_aside(aside, &missing)?;
         fetching.run(&self, first_leaning..self.pages.len())
     }
 
@@ -303,7 +300,7 @@ struct Fetching<'a> {
 impl Fetching<'_> {
     fn run(&self, window: &Window, some: Range<usize>) -> Result<()> {
         let (context, repo) = (self.context, self.context.repo);
-        fetch::arrange(repo, window.wanted(some)).par_iter().try_for_each(|run| {
+        repo.for_each(&fetch::arrange(repo, window.wanted(some)), |run| {
             context.reporter.check_interrupt()?;
             run.each(repo, |items, opened| {
                 let pages = window.pages.get(items).unwrap_or_default();
@@ -317,6 +314,25 @@ impl Fetching<'_> {
                 let decoded = Arc::new(decoded);
                 self.keep(id, &decoded)?;
                 write_pages(context, self.root, self.write, &id, &decoded, pages, self.writes_zeros)
+            })
+        })
+    }
+
+    /// Fetches older pages that no page of the file itself is among.
+    fn set_aside(&self, aside: &BasePages, bases: &[Base]) -> Result<()> {
+        let (context, repo) = (self.context, self.context.repo);
+        let wanted = |(n, base): (usize, &Base)| Ok(Wanted { place: repo.place(&base.id)?, items: n..n + 1 });
+        let wanted = bases.iter().enumerate().map(wanted).collect::<Result<Vec<_>>>()?;
+        repo.for_each(&fetch::arrange(repo, wanted), |run| {
+            context.reporter.check_interrupt()?;
+            run.each(repo, |items, opened| {
+                let Some(base) = bases.get(items.start) else { return Ok(()) };
+                let decoded = opened.and_then(|(reader, body)| repo.decode_segment(&base.id, reader, body, 0).ok());
+                match decoded.filter(|decoded| decoded.present().holds(&base.slots)) {
+                    Some(decoded) => aside.set_aside(&base.id, &decoded),
+                    // Another copy of it may be sound, or have pages that a prune left out of this one.
+                    None => aside.set_aside(&base.id, &repo.read_slots(&base.id, &base.slots)?),
+                }
             })
         })
     }

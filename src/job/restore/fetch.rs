@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::Place;
 use crate::repo::{FrameReader, Repository};
 
@@ -10,10 +10,21 @@ use crate::repo::{FrameReader, Repository};
 const READ_BYTES: u64 = 4 << 20;
 /// Reads are kept so small that there are about this many, for all threads to have work.
 const READS_WANTED: u64 = 32;
-/// Below this a read is not made smaller.
-const MIN_READ_BYTES: u64 = 256 << 10;
-/// Unneeded bytes between two frames that are read along.
-const GAP_BYTES: u64 = 64 << 10;
+/// How much is read at a time from a store.
+struct Sizes {
+    /// Below this a read is not made smaller.
+    min: u64,
+    /// Unneeded bytes between two frames that are read along.
+    gap: u64,
+}
+
+const NEAR: Sizes = Sizes { min: 256 << 10, gap: 64 << 10 };
+/// Where a request takes as long as the way of a megabyte, and has its price.
+const FAR: Sizes = Sizes { min: 1 << 20, gap: 256 << 10 };
+
+fn sizes(repo: &Repository) -> Sizes {
+    if repo.backend().is_remote() { FAR } else { NEAR }
+}
 
 /// A frame, and which of the caller's items lie in it.
 pub(super) struct Wanted {
@@ -37,10 +48,11 @@ pub(super) fn arrange(repo: &Repository, wanted: Vec<Wanted>) -> Vec<Run> {
     let to_part = |w: Wanted| Part { reader: repo.frame_reader(w.place).ok(), items: w.items };
     let parts: Vec<Part> = wanted.into_iter().map(to_part).collect();
     let total: u64 = parts.iter().filter_map(|p| p.reader.as_ref()).map(|r| r.range().1).sum();
-    let limit = (total / READS_WANTED).clamp(MIN_READ_BYTES, READ_BYTES);
+    let Sizes { min, gap } = sizes(repo);
+    let limit = (total / READS_WANTED).clamp(min, READ_BYTES);
     let mut runs: Vec<Run> = Vec::new();
     for part in parts {
-        match runs.last_mut().filter(|run| run.takes(&part, limit)) {
+        match runs.last_mut().filter(|run| run.takes(&part, limit, gap)) {
             Some(run) => run.parts.push(part),
             None => runs.push(Run { parts: vec![part] }),
         }
@@ -49,12 +61,12 @@ pub(super) fn arrange(repo: &Repository, wanted: Vec<Wanted>) -> Vec<Run> {
 }
 
 impl Run {
-    fn takes(&self, next: &Part, limit: u64) -> bool {
+    fn takes(&self, next: &Part, limit: u64, most: u64) -> bool {
         let ends = [self.parts.first(), self.parts.last(), Some(next)].map(|p| p.and_then(|p| p.reader.as_ref()));
         let [Some(first), Some(last), Some(next)] = ends else { return false };
         let ((start, _), (at, len), (next_at, next_len)) = (first.range(), last.range(), next.range());
         last.path() == next.path()
-            && next_at.checked_sub(at + len).is_some_and(|gap| gap <= GAP_BYTES)
+            && next_at.checked_sub(at + len).is_some_and(|gap| gap <= most)
             && next_at + next_len - start <= limit
     }
 
@@ -69,13 +81,16 @@ impl Run {
     /// frame that could not be had this way: its items have to be read one by one, which tells why.
     ///
     /// # Errors
-    /// What `each` returns.
+    /// What `each` returns; and that a server can't be reached, which would be no better one by one.
     pub(super) fn each(
         &self,
         repo: &Repository,
         mut each: impl FnMut(Range<usize>, Option<(&FrameReader, &[u8])>) -> Result<()>,
     ) -> Result<()> {
-        let mut buffer = self.read(repo).unwrap_or_default();
+        let mut buffer = match self.read(repo) {
+            Err(e @ (Error::Remote { .. } | Error::Interrupted)) => return Err(e),
+            read => read.unwrap_or_default(),
+        };
         let from = self.parts.first().and_then(|p| p.reader.as_ref()).map_or(0, |r| r.range().0);
         for part in &self.parts {
             let opened = part.reader.as_ref().and_then(|reader| {

@@ -284,7 +284,7 @@ pub(super) fn write_batch(context: &Context<'_>, files: &[File], mut pieces: Vec
         }
         next += frame.len();
     }
-    fetch::arrange(context.repo, wanted).par_iter().try_for_each(|run| {
+    context.repo.for_each(&fetch::arrange(context.repo, wanted), |run| {
         context.reporter.check_interrupt()?;
         run.each(context.repo, |items, opened| {
             write_frame(context, files, pieces.get(items).unwrap_or_default(), opened)

@@ -31,8 +31,8 @@ use crate::format::cbor::Time;
 use crate::id::hex;
 use link::Link;
 
-/// Requests at a time that fill most lines.
-pub(super) const CONCURRENCY: usize = 4;
+/// Requests at a time that fill most lines, even with parts of some hundred kilobytes.
+pub(super) const CONCURRENCY: usize = 8;
 /// Connections at a time: the window of one does not fill a fast line with a long way.
 const MAX_LINKS: usize = 4;
 /// Bytes under way on a connection before another one is made.

@@ -1,0 +1,86 @@
+//! Doing the same with many objects at once: as many as there are cores, or, where each waits for a server's answer, as
+//! many as the store answers best.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use super::Repository;
+use crate::error::Result;
+
+impl Repository {
+    /// Does something with each, several at a time, until one fails.
+    ///
+    /// # Errors
+    /// The first one.
+    pub fn for_each<T: Sync>(&self, items: &[T], act: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+        let threads = self.backend.concurrency().min(items.len());
+        if threads <= 1 {
+            return items.par_iter().try_for_each(&act);
+        }
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || {
+            while !failed.load(Ordering::Relaxed)
+                && let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                act(item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            // All are waited for, whatever one of them says.
+            threads.into_iter().map(join).fold(Ok(()), Result::and)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+
+    use crate::backend::Faulty;
+    use crate::error::Error;
+    use crate::repo::Repository;
+    use crate::repo::testing::World;
+
+    fn repo(concurrency: usize) -> Arc<Repository> {
+        let world = World::new();
+        world.reopen_through(Arc::new(Faulty::recorder(world.memory.clone()).wide(concurrency)))
+    }
+
+    #[test]
+    fn each_is_dealt_with_once_and_the_first_failure_ends_it() {
+        let items: Vec<u32> = (0..100).collect();
+        for concurrency in [1, 8] {
+            let repo = repo(concurrency);
+            let seen = Mutex::new(Vec::new());
+            let note = |n: &u32| {
+                seen.lock().unwrap().push(*n);
+                Ok(())
+            };
+            repo.for_each(&items, note).unwrap();
+            let seen = seen.into_inner().unwrap();
+            assert_eq!(seen.len(), 100);
+            assert_eq!(seen.into_iter().collect::<BTreeSet<_>>().len(), 100);
+            let fails = |n: &u32| if *n == 3 { Err(Error::Interrupted) } else { Ok(()) };
+            assert!(matches!(repo.for_each(&items, fails), Err(Error::Interrupted)));
+        }
+    }
+
+    #[test]
+    fn a_store_that_answers_slowly_is_asked_many_things_at_once() {
+        let repo = repo(8);
+        // Each waits for the seven others: with fewer threads this would never end.
+        let barrier = std::sync::Barrier::new(8);
+        repo.for_each(&[(); 16], |()| {
+            barrier.wait();
+            Ok(())
+        })
+        .unwrap();
+    }
+}
