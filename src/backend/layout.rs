@@ -21,10 +21,13 @@ pub const SNAPSHOTS: &str = "snapshots/";
 pub const TOMBS: &str = "tombs/";
 /// Folder of the marks: tags and pins that snapshots got later.
 pub const MARKS: &str = "marks/";
-/// Folder of the records of condemned packs.
-pub const GC: &str = "gc/";
-/// Folder of running sessions.
-pub const SESSIONS: &str = "sessions/";
+/// Folder of what is going on: running sessions, and records of condemned packs. One listing shows both.
+pub const LIVE: &str = "live/";
+
+/// The first object of a session: it is there from the beginning to the end.
+pub const FIRST: &str = "0";
+/// The object by which a session ends where nothing can be deleted.
+pub const END: &str = "end";
 
 /// Folder of the bundles: copies of small objects, many in one.
 pub const BUNDLES: &str = "bundles/";
@@ -56,7 +59,7 @@ pub fn bundle(id: BundleId) -> String {
 pub fn named_hash(path: &str) -> Option<[u8; 32]> {
     let (folder, name) = path.rsplit_once('/')?;
     let is_copied = parse_pack(path).is_some()
-        || [KEYS, INDEX, SNAPSHOTS, MARKS, GC, BUNDLES].iter().any(|f| f.trim_end_matches('/') == folder);
+        || [KEYS, INDEX, SNAPSHOTS, MARKS, LIVE, BUNDLES].iter().any(|f| f.trim_end_matches('/') == folder);
     PackId::parse(name).filter(|_| is_copied).map(|id| id.0)
 }
 
@@ -82,5 +85,22 @@ pub fn mark(id: MarkId) -> String {
 
 /// Path of a record of condemned packs.
 pub fn gc(id: GcId) -> String {
-    format!("{GC}{id}")
+    format!("{LIVE}{id}")
+}
+
+/// Whether this is the path of a record of condemned packs.
+pub fn is_gc(path: &str) -> bool {
+    path.strip_prefix(LIVE).is_some_and(|name| GcId::parse(name).is_some())
+}
+
+/// Path of a session's object: a number, or [`END`].
+pub fn session(name: &str, part: &str) -> String {
+    format!("{LIVE}{name}.{part}")
+}
+
+/// The session's name and which of its objects it is, from a path; `None` for anything that isn't a session's.
+pub fn parse_session(path: &str) -> Option<(&str, &str)> {
+    let (name, part) = path.strip_prefix(LIVE)?.split_once('.')?;
+    let is_number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    (!name.is_empty() && (is_number || part == END)).then_some((name, part))
 }

@@ -51,7 +51,8 @@ pub fn object(repo: &Repository, folders: &[&str], kind: &'static str, prefix: &
     let digits = digits(prefix).ok_or_else(|| Error::Unknown { kind, name: prefix.into() })?;
     let mut found = Vec::new();
     for folder in folders {
-        found.extend(repo.backend().list(folder)?.into_iter().filter(|l| l.name().starts_with(&digits)));
+        let listed = repo.backend().list(folder)?.into_iter().filter(|l| l.name().starts_with(&digits));
+        found.extend(listed.filter(|l| layout::parse_session(&l.path).is_none()));
     }
     only(found, kind, prefix)
 }
@@ -76,7 +77,7 @@ pub fn snapshot(repo: &Repository, prefix: &str) -> Result<(Named, bool)> {
 /// # Errors
 /// [`Error::Unknown`], [`Error::Refused`], or [`Error::Corrupt`].
 pub fn condemned(repo: &Repository, prefix: &str) -> Result<(Listed, control::Condemned)> {
-    let found = object(repo, &[layout::GC], "gc record", prefix)?;
+    let found = object(repo, &[layout::LIVE], "gc record", prefix)?;
     let bytes = repo.backend().get(&found.path, MAX_CONTROL_BYTES as u64)?;
     let record = control::open(repo.keys(), header::Kind::Gc, &bytes, &found.path)?;
     Ok((found, record))

@@ -63,7 +63,7 @@ fn refuse_pinned(repo: &Repository, ids: &[SnapshotId]) -> Result<()> {
 /// [`Error::Refused`] if a prefix names none or several of the forgotten snapshots, or something is missing.
 pub fn undo_forget(repo: &Arc<Repository>, prefixes: &[String], reporter: &Reporter) -> Result<Vec<SnapshotId>> {
     let session = SessionGuard::start(repo, SessionKind::Write)?;
-    repo.load_index_to_write(reporter)?;
+    repo.load_index_to_write(session.begun(), reporter)?;
     let (tombs, _) = repo.read_tombs()?;
     let mut chosen: Vec<&Named> = Vec::new();
     for prefix in prefixes {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::backend::Backend;
     use crate::repo::MarkNote;
-    use crate::repo::testing::{World, noise};
+    use crate::repo::testing::{World, noise, sessions};
 
     #[test]
     fn forget_and_take_back() {
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(world.read_all(), [1, 3]);
         assert_eq!(undo(&[prefix(&ids[1])]).unwrap(), [ids[1]]);
         assert_eq!(world.read_all(), [1, 2, 3]);
-        assert!(world.paths(layout::TOMBS).is_empty() && world.paths(layout::SESSIONS).is_empty());
+        assert!(world.paths(layout::TOMBS).is_empty() && sessions(&*world.memory).is_empty());
     }
 
     #[test]

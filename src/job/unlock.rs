@@ -25,10 +25,10 @@ pub struct Summary {
 /// When the store fails.
 pub fn run(repo: &Arc<Repository>, all: bool, reporter: &Reporter) -> Result<Summary> {
     let session = SessionGuard::start(repo, SessionKind::Write)?;
-    repo.load_index_to_write(reporter)?;
-    let before = session.others()?;
+    repo.load_index_to_write(session.begun(), reporter)?;
+    let before = session.others(session.begun());
     session.adopt_leftovers(reporter)?;
-    let left = session.others()?;
+    let left = session.others(&session.look()?);
     let mut summary = Summary::default();
     for other in before {
         let is_left = left.iter().any(|s| s.name == other.name);

@@ -1,20 +1,17 @@
-//! Snapshots, forgotten snapshots, and records of condemned packs.
+//! Snapshots and forgotten snapshots.
 
 use std::collections::HashSet;
 
 use rayon::prelude::*;
 
-use super::Repository;
 use super::marks::{Marked, Marks};
+use super::{Live, Repository, Running};
 use crate::backend::{Listed, layout};
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::MAX_CONTROL_BYTES;
-use crate::format::cbor::Time;
-use crate::format::control::{self, Condemned, SessionKind};
-use crate::format::header::Kind;
+use crate::format::control::SessionKind;
 use crate::format::snapshot::Snapshot;
-use crate::id::{GcId, PackId, SnapshotId};
+use crate::id::{BlobId, PackId, SnapshotId};
 use crate::index::Place;
 use crate::report::{Problem, Reporter, Severity};
 
@@ -41,15 +38,24 @@ pub struct Lost {
     pub error: Error,
 }
 
-/// A record of condemned packs with its path and its age by the store's clock.
+/// Which snapshots there are, and the newest generation of one source.
 #[derive(Debug, Clone)]
-pub struct Condemnation {
-    /// Its path in the repository.
-    pub path: String,
-    /// When the store wrote it, by the store's clock.
-    pub modified: Time,
-    /// Its contents.
-    pub record: Condemned,
+pub struct Generations {
+    /// The paths of all snapshots, sorted.
+    pub names: Vec<String>,
+    /// The newest generation.
+    pub newest: Option<Named>,
+}
+
+fn report_lost(lost: Vec<Lost>, reporter: &Reporter) {
+    for Lost { path, error } in lost {
+        reporter.problem(Problem {
+            severity: Severity::Damage,
+            what: path,
+            why: error.to_string(),
+            hint: Some("run `snapshot check`; the other snapshots are not affected".into()),
+        });
+    }
 }
 
 /// The bytes of which these differ in one bit, if that is what happened to them; names are hashes of the bytes.
@@ -79,7 +85,10 @@ impl Repository {
 
     /// Snapshots as they were made, without their marks.
     fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
-        let listed = self.backend.list(folder)?;
+        Ok(self.read_listed_snapshots(self.backend.list(folder)?))
+    }
+
+    fn read_listed_snapshots(&self, listed: Vec<Listed>) -> (Vec<Named>, Vec<Lost>) {
         self.backend.want(&listed);
         let read: Vec<_> = listed.par_iter().map(|l| self.read_snapshot_at(&l.path)).collect();
         let (mut found, mut lost) = (Vec::new(), Vec::new());
@@ -93,7 +102,7 @@ impl Repository {
         }
         // What was salvaged of a snapshot comes after it, and so is what `latest` means.
         found.sort_by_key(|n| (n.snapshot.time, n.snapshot.generation, n.snapshot.is_salvaged(), n.id));
-        Ok((found, lost))
+        (found, lost)
     }
 
     /// The paths of all snapshots, sorted.
@@ -141,25 +150,29 @@ impl Repository {
         let marks = self.read_marks()?;
         marks.report_lost(reporter, "what it says of a snapshot's tags or pin is not shown");
         let (found, lost) = self.read_snapshots_with(&marks)?;
-        for Lost { path, error } in lost {
-            reporter.problem(Problem {
-                severity: Severity::Damage,
-                what: path,
-                why: error.to_string(),
-                hint: Some("run `snapshot check`; the other snapshots are not affected".into()),
-            });
-        }
+        report_lost(lost, reporter);
         Ok(found)
     }
 
-    /// The newest generation of a source.
+    /// The newest generation of a source, as it was made, and which snapshots there are at all.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn generations(&self, host: &str, source: &str, reporter: &Reporter) -> Result<Generations> {
+        let listed = self.backend.list(layout::SNAPSHOTS)?;
+        let names = listed.iter().map(|l| l.path.clone()).collect();
+        let (found, lost) = self.read_listed_snapshots(listed);
+        report_lost(lost, reporter);
+        let of_source = found.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
+        Ok(Generations { names, newest: of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)) })
+    }
+
+    /// The newest generation of a source, as it was made.
     ///
     /// # Errors
     /// When the store can't be listed.
     pub fn newest(&self, host: &str, source: &str, reporter: &Reporter) -> Result<Option<Named>> {
-        let of_source =
-            self.snapshots(reporter)?.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
-        Ok(of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)))
+        Ok(self.generations(host, source, reporter)?.newest)
     }
 
     /// Stores a snapshot: from here on it exists.
@@ -215,7 +228,11 @@ impl Repository {
         match self.backend.get(&tomb, MAX_CONTROL_BYTES as u64) {
             Ok(_) => self.backend.delete(&[tomb]),
             // Without a prune, it was another undo that took the tomb away, or a prune that has ended since.
-            Err(Error::Missing { .. }) if !self.is_prune_running()? && self.is_whole(&path)? => Ok(()),
+            Err(Error::Missing { .. })
+                if self.is_left_alone(self.read_snapshot_at(&path)?.snapshot.tree, &self.live()?)? =>
+            {
+                Ok(())
+            }
             Err(Error::Missing { .. }) => {
                 self.backend.delete(&[path])?;
                 Err(Error::refused(
@@ -227,9 +244,14 @@ impl Repository {
         }
     }
 
-    /// Whether every pack that a snapshot needs is in the store.
-    fn is_whole(&self, path: &str) -> Result<bool> {
-        let tree = self.read_snapshot_at(path)?.snapshot.tree;
+    /// Whether no prune is running that may not have seen a snapshot, and every pack that it needs is in the store.
+    pub(super) fn is_left_alone(&self, tree: BlobId, live: &Live) -> Result<bool> {
+        // A session that can't be read may be one.
+        let may_prune = |s: &Running| s.session.as_ref().is_none_or(|s| s.kind == SessionKind::Prune);
+        Ok(!self.running(live, "").iter().any(may_prune) && self.is_whole(tree)?)
+    }
+
+    fn is_whole(&self, tree: BlobId) -> Result<bool> {
         let Ok(needs) = self.reachable([tree], &Reporter::silent()) else { return Ok(false) };
         let mut listed = self.backend.list(layout::DATA_PACKS)?;
         listed.extend(self.backend.list(layout::METADATA_PACKS)?);
@@ -267,49 +289,5 @@ impl Repository {
             mended.push(path);
         }
         Ok(mended)
-    }
-
-    fn is_prune_running(&self) -> Result<bool> {
-        // A session that can't be read may be one.
-        let may_prune = |s: &super::Running| s.session.as_ref().is_none_or(|s| s.kind == SessionKind::Prune);
-        Ok(self.sessions()?.iter().any(may_prune))
-    }
-
-    /// All records of condemned packs. A damaged one is reported and left out: what no prune can read, no prune acts
-    /// on.
-    ///
-    /// # Errors
-    /// When the store can't be listed, or fails to hand out a record: a prune may read it the next moment, and act on
-    /// it, so nobody who relies on packs may do without it.
-    pub fn condemned(&self, reporter: &Reporter) -> Result<Vec<Condemnation>> {
-        let mut out = Vec::new();
-        for Listed { path, modified, .. } in self.backend.list(layout::GC)? {
-            let read = self.backend.get(&path, MAX_CONTROL_BYTES as u64);
-            match read.and_then(|bytes| control::open(&self.keys, Kind::Gc, &bytes, &path)) {
-                Ok(record) => out.push(Condemnation { path, modified, record }),
-                Err(Error::Missing { .. }) => {}
-                // A version that nobody wrote is damage here: a newer program would have changed the config.
-                Err(e @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => reporter.problem(Problem {
-                    severity: Severity::Note,
-                    what: path,
-                    why: format!("{e}; nothing will be deleted on account of it"),
-                    hint: Some("run `snapshot repair index`, which removes it".into()),
-                }),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(out)
-    }
-
-    /// Records packs as condemned, durably, and marks them in the index in memory.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn condemn(&self, packs: Vec<PackId>, sessions: Vec<String>) -> Result<()> {
-        let record = Condemned { time: clock::now(), packs, sessions };
-        let bytes = control::seal(&self.keys, Kind::Gc, &record)?;
-        self.backend.put(&layout::gc(GcId(*blake3::hash(&bytes).as_bytes())), bytes)?;
-        self.with_index(|index| index.condemn(record.packs));
-        Ok(())
     }
 }

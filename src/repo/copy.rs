@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{FrameReader, Gather, Needs, Repository, Writer, encode_frame};
+use super::{FrameReader, Gather, Live, Needs, Repository, Writer, encode_frame};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::pack::{Encoding, Entry, Frame};
@@ -178,24 +178,24 @@ fn covers(live: &[(BlobId, Place)], plain_bytes: u32) -> bool {
 
 impl Repository {
     /// Copies what the given root directory needs out of packs that were condemned since the index was loaded: a writer
-    /// never relies on a condemned pack. Called before and after a snapshot is committed.
+    /// never relies on a condemned pack. Called before and after a snapshot is committed. Whether any were condemned.
     ///
     /// # Errors
     /// When a blob can't be read, or storage fails.
-    pub fn rescue_condemned(self: &Arc<Self>, tree: BlobId, reporter: &Reporter) -> Result<()> {
-        let records = self.condemned(reporter)?;
+    pub(super) fn rescue_condemned(self: &Arc<Self>, tree: BlobId, live: &Live, reporter: &Reporter) -> Result<bool> {
+        let records = self.records(live, reporter)?;
         let news: HashSet<PackId> = {
             let index = self.index();
             let packs = records.into_iter().flat_map(|c| c.record.packs);
             packs.filter(|p| index.has_pack(p) && !index.is_condemned(p)).collect()
         };
         if news.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         self.with_index(|index| index.condemn(news.iter().copied()));
         let needs = self.reachable([tree], reporter)?;
         let lost = self.unreliable(&needs, &news);
-        copy(self, &lost, reporter).map(drop)
+        copy(self, &lost, reporter).map(|_| true)
     }
 
     /// What is needed and can't be relied on, since condemned packs alone have it: of a segment, the slots that no
@@ -269,7 +269,7 @@ mod tests {
             open().condemn(ids(1), vec![]).unwrap();
             let gone: Vec<_> = runs[0].iter().map(|(kind, id)| layout::pack(*kind, *id)).collect();
             memory.delete(&gone).unwrap();
-            writer.rescue_condemned(trees[0], &Reporter::silent()).unwrap();
+            writer.rescue_condemned(trees[0], &writer.live().unwrap(), &Reporter::silent()).unwrap();
             let needs = writer.reachable([trees[0]], &Reporter::silent()).unwrap();
             let index = writer.index();
             assert!(needs.iter().filter_map(|at| index.id_at(at)).all(|id| index.is_usable(&id)));

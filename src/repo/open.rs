@@ -8,7 +8,7 @@ use super::read::FrameCache;
 use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
-use super::{Closed, Condemnation, Lost, Repository, unlock};
+use super::{Closed, Condemnation, Live, Lost, Repository, unlock};
 use crate::backend::{Backend, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
@@ -142,19 +142,19 @@ impl Repository {
     /// When the store can't be listed.
     pub fn load_index(&self, reporter: &Reporter) -> Result<()> {
         let condemned = self.condemned(reporter).or_else(|e| {
-            reporter.warn(Severity::Note, layout::GC, self.only_this_object(e)?);
+            reporter.warn(Severity::Note, layout::LIVE, self.only_this_object(e)?);
             Ok::<_, Error>(Vec::new())
         })?;
         self.load_index_after(&condemned, reporter)
     }
 
     /// Does the same for whoever will rely on the packs that the index names: without every record of condemned packs,
-    /// one that a prune is about to delete might be among them.
+    /// one that a prune is about to delete might be among them. `live` was listed after the session was announced.
     ///
     /// # Errors
     /// When the store fails to list anything or to hand out such a record.
-    pub fn load_index_to_write(&self, reporter: &Reporter) -> Result<()> {
-        let condemned = self.condemned(reporter)?;
+    pub fn load_index_to_write(&self, live: &Live, reporter: &Reporter) -> Result<()> {
+        let condemned = self.records(live, reporter)?;
         self.load_index_after(&condemned, reporter)
     }
 

@@ -1,113 +1,84 @@
 //! Sessions: which writers and prunes are running.
 //!
-//! A session is a few objects under a random name: `sessions/<name>.0`, then `.1`, `.2` … every ten minutes. Its end
-//! is their deletion. Nobody waits for a session but a prune: a pack is deleted only when every session that was
-//! running at its condemnation has ended, and one prune runs at a time.
+//! A session is a few objects under a random name: `live/<name>.0`, then `.1`, `.2` … every ten minutes. Its end is their
+//! deletion, or where that is denied one more, `.end`. Nobody waits for a session but a prune: a pack is deleted only
+//! when every session that was running at its condemnation has ended, and one prune runs at a time.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::Repository;
+use super::{Live, Repository, Running};
 use crate::backend::layout;
 use crate::clock;
 use crate::crypto;
 use crate::error::{Error, Result};
-use crate::format::MAX_CONTROL_BYTES;
 use crate::format::cbor::Time;
 use crate::format::control::{self, Session, SessionKind};
 use crate::format::header::Kind;
-use crate::id::hex;
+use crate::format::snapshot::Snapshot;
+use crate::id::{BlobId, SnapshotId, hex};
 use crate::report::Reporter;
 
 const HEARTBEAT: Duration = Duration::from_secs(600);
-/// A session of another machine that was silent for this long, by the store's clock, is taken for dead.
-const SILENCE_SECS: i64 = 24 * 3600;
-
-/// A session that was found in the store.
-#[derive(Debug, Clone)]
-pub struct Running {
-    /// Its random name.
-    pub name: String,
-    /// What it is; `None` if it can't be read, which counts as a writer.
-    pub session: Option<Session>,
-    /// Whether the store failed to hand it out: it may be a prune, beside which no other runs.
-    pub is_unread: bool,
-    /// Its first sign of life, by the store's clock.
-    pub first_seen: Time,
-    /// Its last sign of life, by the store's clock.
-    pub last_seen: Time,
-    /// Its objects.
-    paths: Vec<String>,
-}
-
-impl Running {
-    /// Who it is, for people.
-    pub fn describe(&self) -> String {
-        match &self.session {
-            Some(s) => format!("process {} on {} (session {})", s.pid, s.host, &self.name[..8.min(self.name.len())]),
-            None => format!("an unknown session {}", self.name),
-        }
-    }
-
-    /// Whether it has certainly or very probably ended without saying so: its process is gone from this machine, or
-    /// it was silent for a day.
-    pub fn is_dead(&self, store_now: Time) -> bool {
-        if let Some(s) = &self.session
-            && s.host == host()
-            && s.boot == boot()
-        {
-            return !Path::new(&format!("/proc/{}", s.pid)).exists();
-        }
-        store_now.secs - self.last_seen.secs > SILENCE_SECS
-    }
-}
+/// How long is waited for a listing to show this run's session, in milliseconds, each time before another listing.
+const LAGS_MILLIS: [u64; 4] = [100, 300, 900, 1700];
 
 /// This process's session; ends when dropped, or by [`SessionGuard::end`].
 pub struct SessionGuard {
     repo: Arc<Repository>,
     name: String,
+    session: Session,
     /// Dropping it stops the heartbeat.
     stop: Option<Sender<()>>,
     heart: Option<JoinHandle<Vec<String>>>,
+    /// What was going on when the session began, itself included.
+    begun: Live,
     /// The store's time when the session began.
     started: Time,
 }
 
 impl SessionGuard {
-    /// Announces a session and keeps it alive.
+    /// Announces a session, looks what else is going on, and keeps the session alive.
     ///
     /// # Errors
     /// When the store fails.
     pub fn start(repo: &Arc<Repository>, kind: SessionKind) -> Result<Self> {
         let name = hex(&crypto::random::<16>()?);
-        let session = Session { kind, host: host(), boot: boot(), pid: std::process::id(), started: clock::now() };
+        let session = own(kind);
         let put = {
-            let (repo, name) = (repo.clone(), name.clone());
-            move |n: u32| {
-                let path = format!("{}{name}.{n}", layout::SESSIONS);
+            let (repo, name, session) = (repo.clone(), name.clone(), session.clone());
+            move |part: &str| {
+                let path = layout::session(&name, part);
                 repo.backend.put(&path, control::seal(&repo.keys, Kind::Session, &session)?)?;
                 Ok::<_, Error>(path)
             }
         };
-        let mut paths = vec![put(0)?];
+        let mut paths = vec![put(layout::FIRST)?];
         let (stop, stopped) = channel();
         let heart = std::thread::spawn(move || {
             let mut n = 0;
             while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
                 n += 1;
                 // A beat that fails is made up for by the next one.
-                paths.extend(put(n));
+                paths.extend(put(&n.to_string()));
             }
             paths
         });
-        let mut guard =
-            Self { repo: repo.clone(), name, stop: Some(stop), heart: Some(heart), started: Time::default() };
-        guard.started = guard.find()?.ok_or_else(|| guard.gone())?.last_seen;
-        Ok(guard)
+        let (stop, heart) = (Some(stop), Some(heart));
+        let (begun, started) = (Live::default(), Time::default());
+        let mut guard = Self { repo: repo.clone(), name, session, stop, heart, begun, started };
+        let mut lags = LAGS_MILLIS.into_iter();
+        loop {
+            guard.begun = repo.live()?;
+            if let Some(seen) = guard.begun.session(&guard.name) {
+                guard.started = seen.first_seen;
+                return Ok(guard);
+            }
+            let Some(millis) = lags.next() else { return Err(guard.gone()) };
+            std::thread::sleep(Duration::from_millis(millis));
+        }
     }
 
     /// The session's name.
@@ -115,13 +86,14 @@ impl SessionGuard {
         &self.name
     }
 
+    /// What was going on when the session began, itself included.
+    pub fn begun(&self) -> &Live {
+        &self.begun
+    }
+
     /// The store's clock when the session began.
     pub fn store_time(&self) -> Time {
         self.started
-    }
-
-    fn find(&self) -> Result<Option<Running>> {
-        Ok(self.repo.sessions()?.into_iter().find(|s| s.name == self.name))
     }
 
     fn gone(&self) -> Error {
@@ -131,20 +103,69 @@ impl SessionGuard {
         )
     }
 
-    /// Fails if a prune took this session for dead: what it relied on may be gone.
+    /// Looks what is going on. Fails if this session was taken for dead: what it relied on may be gone.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], or when the store fails.
+    pub fn look(&self) -> Result<Live> {
+        let live = self.repo.live()?;
+        if live.session(&self.name).is_some() { Ok(live) } else { Err(self.gone()) }
+    }
+
+    /// Fails if this session was taken for dead: what it relied on may be gone.
     ///
     /// # Errors
     /// [`Error::Refused`], or when the store fails.
     pub fn check_alive(&self) -> Result<()> {
-        self.find()?.map(drop).ok_or_else(|| self.gone())
+        self.look().map(drop)
     }
 
-    /// The other sessions.
+    /// The other sessions of a listing that are not over.
+    pub fn others(&self, live: &Live) -> Vec<Running> {
+        self.repo.running(live, &self.name)
+    }
+
+    /// The other sessions of a listing that are running, as far as is known.
+    pub fn living(&self, live: &Live) -> Vec<Running> {
+        let mut others = self.others(live);
+        others.retain(|other| !other.is_dead(self.started));
+        others
+    }
+
+    /// Makes sure that what a root directory needs can be relied on: copies it out of packs that were condemned since
+    /// the index was loaded. Returns the listing by which nothing was left to copy, and this session is alive.
     ///
     /// # Errors
-    /// When the store can't be listed.
-    pub fn others(&self) -> Result<Vec<Running>> {
-        Ok(self.repo.sessions()?.into_iter().filter(|s| s.name != self.name).collect())
+    /// [`Error::Refused`] if this session was taken for dead; damage, and storage errors.
+    pub fn secure(&self, tree: BlobId, reporter: &Reporter) -> Result<Live> {
+        loop {
+            let live = self.look()?;
+            if !self.repo.rescue_condemned(tree, &live, reporter)? {
+                return Ok(live);
+            }
+        }
+    }
+
+    /// Stores a snapshot whose data was just made sure of, see [`SessionGuard::secure`]: from here on it exists. Then
+    /// looks once more: a prune that listed the snapshots before this one was there may have condemned what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if this session was taken for dead meanwhile, and the snapshot is not whole: it is gone again.
+    /// Damage and storage errors.
+    pub fn commit(&self, snapshot: &Snapshot, reporter: &Reporter) -> Result<SnapshotId> {
+        let id = self.repo.put_snapshot(snapshot)?;
+        let live = self.repo.live()?;
+        let rescued = self.repo.rescue_condemned(snapshot.tree, &live, reporter);
+        if live.session(&self.name).is_some() {
+            return rescued.map(|_| id);
+        }
+        // It stood still between the last look and the commit, for so long that it was cleared away, and prunes may have
+        // deleted what it relied on. One that runs now may not have seen the snapshot.
+        if rescued.is_ok() && self.repo.is_left_alone(snapshot.tree, &live)? {
+            return Ok(id);
+        }
+        self.repo.backend.delete(&[layout::snapshot(id)])?;
+        Err(self.gone())
     }
 
     /// If a session has died, takes over what it stored, and clears it away. The index is loaded.
@@ -152,13 +173,15 @@ impl SessionGuard {
     /// # Errors
     /// When the store fails.
     pub fn adopt_leftovers(&self, reporter: &Reporter) -> Result<()> {
-        let others = self.others()?;
-        let dead: Vec<_> = others.iter().filter(|s| s.is_dead(self.started)).collect();
+        let mut dead = self.others(&self.begun);
+        dead.retain(|s| s.is_dead(self.started));
         if dead.is_empty() {
             return Ok(());
         }
         self.adopt(reporter)?;
-        dead.into_iter().try_for_each(|s| self.repo.reap(s))
+        // One that stays is cleared away by the next run: somebody else may have been faster.
+        dead.iter().for_each(|s| drop(self.repo.reap(s)));
+        Ok(())
     }
 
     /// Takes over packs that no index file describes: the index must name them before the last trace of the session
@@ -186,58 +209,20 @@ impl SessionGuard {
         drop(self.stop.take());
         let Some(heart) = self.heart.take() else { return Ok(()) };
         let paths = heart.join().unwrap_or_default();
-        self.repo.backend.delete(&paths)
+        self.repo.end_session(&self.name, &paths, &self.session)
     }
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        // Where deletion is denied or fails, a prune clears it away.
+        // Where that fails, a prune clears it away.
         let _ = self.stop_and_delete();
     }
 }
 
-impl Repository {
-    /// All sessions in the store.
-    ///
-    /// # Errors
-    /// When the store can't be listed.
-    pub fn sessions(&self) -> Result<Vec<Running>> {
-        let mut found: BTreeMap<String, Running> = BTreeMap::new();
-        for listed in self.backend.list(layout::SESSIONS)? {
-            let name = listed.name().split('.').next().unwrap_or_default().to_owned();
-            let entry = found.entry(name.clone()).or_insert_with(|| Running {
-                name,
-                session: None,
-                is_unread: false,
-                first_seen: listed.modified,
-                last_seen: listed.modified,
-                paths: Vec::new(),
-            });
-            entry.first_seen = entry.first_seen.min(listed.modified);
-            entry.last_seen = entry.last_seen.max(listed.modified);
-            if entry.session.is_none() {
-                match self.backend.get(&listed.path, MAX_CONTROL_BYTES as u64) {
-                    Ok(bytes) => {
-                        entry.session = control::open(&self.keys, Kind::Session, &bytes, &listed.path).ok();
-                    }
-                    // It has ended since it was listed, or nobody can read it.
-                    Err(Error::Missing { .. } | Error::Corrupt { .. }) => {}
-                    Err(_) => entry.is_unread = true,
-                }
-            }
-            entry.paths.push(listed.path);
-        }
-        Ok(found.into_values().collect())
-    }
-
-    /// Clears a dead session away.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn reap(&self, dead: &Running) -> Result<()> {
-        self.backend.delete(&dead.paths)
-    }
+/// A session of this process.
+pub(super) fn own(kind: SessionKind) -> Session {
+    Session { kind, host: host(), boot: boot(), pid: std::process::id(), started: clock::now() }
 }
 
 /// This machine's name.
@@ -246,7 +231,7 @@ pub fn host() -> String {
 }
 
 /// This boot and process namespace, within which process numbers mean something.
-fn boot() -> String {
+pub(super) fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{} {}", id.trim(), namespace.display())

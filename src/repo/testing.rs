@@ -308,3 +308,17 @@ impl Dice {
         self.roll(100) < percent
     }
 }
+
+/// The paths of all sessions' objects.
+pub(crate) fn sessions(store: &dyn Backend) -> Vec<String> {
+    live(store, |path| layout::parse_session(path).is_some())
+}
+
+/// The paths of all records of condemned packs.
+pub(crate) fn records(store: &dyn Backend) -> Vec<String> {
+    live(store, layout::is_gc)
+}
+
+fn live(store: &dyn Backend, is_one: impl Fn(&str) -> bool) -> Vec<String> {
+    store.list(layout::LIVE).unwrap().into_iter().map(|l| l.path).filter(|path| is_one(path)).collect()
+}

@@ -92,7 +92,7 @@ fn killed_at_random_moments() {
         world.ok(prune);
     }
     assert_eq!(check_all(&world, &states), 3);
-    let left_over = world.objects().into_iter().filter(|o| o.starts_with("sessions/") || o.starts_with("gc/"));
+    let left_over = world.objects().into_iter().filter(|o| o.starts_with("live/"));
     assert_eq!(left_over.collect::<Vec<_>>(), Vec::<String>::new());
     check_bank(&world.restore("latest", "end").join("data/bank.db"));
 }
@@ -184,11 +184,7 @@ fn an_interrupt_ends_in_order() {
     // It may have been done already.
     assert!(ran.status == 130 || ran.status == 0, "{}: {}", ran.status, ran.stderr);
     assert_eq!(world.list().len(), usize::from(ran.status == 0));
-    assert!(
-        !world.objects().iter().any(|o| o.starts_with("sessions/") || o.starts_with("tmp/")),
-        "{:?}",
-        world.objects()
-    );
+    assert!(!world.objects().iter().any(|o| o.starts_with("live/") || o.starts_with("tmp/")), "{:?}", world.objects());
     world.ok(["create", "data"]);
     world.ok(["check", "--read-data"]);
 }

@@ -179,7 +179,7 @@ fn is_noticed(world: &World, object: &str, what: &str) {
 fn break_each(ways: &[(&str, &dyn Fn(&[u8]) -> Option<Vec<u8>>)]) {
     let (world, snapshots) = sample();
     let objects = world.objects();
-    for class in ["config", "keys/", "packs/d/", "packs/m/", "index/", "snapshots/", "tombs/", "marks/", "gc/"] {
+    for class in ["config", "keys/", "packs/d/", "packs/m/", "index/", "snapshots/", "tombs/", "marks/", "live/"] {
         assert!(objects.iter().any(|o| o.starts_with(class)), "no {class} in {objects:?}");
     }
     for object in &objects {

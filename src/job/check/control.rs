@@ -147,7 +147,11 @@ fn get_named(repo: &Repository, listed: &Listed, max_bytes: usize) -> Result<Vec
 
 /// Records of condemned packs, and sessions: neither holds data, but broken ones hold up a prune.
 fn check_records(repo: &Repository, reporter: &Reporter) -> Result<()> {
-    for listed in repo.backend().list(layout::GC)? {
+    for listed in repo.backend().list(layout::LIVE)? {
+        if layout::parse_session(&listed.path).is_some() {
+            check_session(repo, &listed, reporter)?;
+            continue;
+        }
         let read = get_named(repo, &listed, MAX_CONTROL_BYTES);
         match read.and_then(|b| control::open::<Condemned>(repo.keys(), Kind::Gc, &b, &listed.path)) {
             Ok(_) | Err(Error::Missing { .. }) => {}
@@ -162,20 +166,22 @@ fn check_records(repo: &Repository, reporter: &Reporter) -> Result<()> {
             ),
         }
     }
-    for listed in repo.backend().list(layout::SESSIONS)? {
-        let read = repo.backend().get(&listed.path, MAX_CONTROL_BYTES as u64);
-        match read.and_then(|b| control::open::<Session>(repo.keys(), Kind::Session, &b, &listed.path)) {
-            Ok(_) | Err(Error::Missing { .. }) => {}
-            Err(e) => damage(
-                reporter,
-                &listed.path,
-                format!(
-                    "{}; no data is affected, but a prune waits a day for the run that it may belong to",
-                    reason(&repo.only_this_object(e)?)
-                ),
-                "run `snapshot prune` a day later, or `snapshot unlock` when nothing else is running",
+    Ok(())
+}
+
+fn check_session(repo: &Repository, listed: &Listed, reporter: &Reporter) -> Result<()> {
+    let read = repo.backend().get(&listed.path, MAX_CONTROL_BYTES as u64);
+    match read.and_then(|b| control::open::<Session>(repo.keys(), Kind::Session, &b, &listed.path)) {
+        Ok(_) | Err(Error::Missing { .. }) => {}
+        Err(e) => damage(
+            reporter,
+            &listed.path,
+            format!(
+                "{}; no data is affected, but a prune waits a day for the run that it may belong to",
+                reason(&repo.only_this_object(e)?)
             ),
-        }
+            "run `snapshot prune` a day later, or `snapshot unlock` when nothing else is running",
+        ),
     }
     Ok(())
 }
@@ -236,16 +242,8 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
 
 /// Lists the whole repository, notes what doesn't belong there, and returns the packs.
 pub(super) fn list_all(repo: &Repository, reporter: &Reporter) -> Result<Vec<Listed>> {
-    const FOLDERS: [&str; 8] = [
-        layout::KEYS,
-        layout::INDEX,
-        layout::SNAPSHOTS,
-        layout::TOMBS,
-        layout::MARKS,
-        layout::GC,
-        layout::SESSIONS,
-        layout::BUNDLES,
-    ];
+    const FOLDERS: [&str; 7] =
+        [layout::KEYS, layout::INDEX, layout::SNAPSHOTS, layout::TOMBS, layout::MARKS, layout::LIVE, layout::BUNDLES];
     let (mut packs, mut unfinished) = (Vec::new(), Vec::new());
     for listed in repo.backend().list("")? {
         let path = listed.path.as_str();

@@ -82,7 +82,7 @@ pub fn run(
         ));
     }
     let session = SessionGuard::start(to, SessionKind::Write)?;
-    to.load_index_to_write(reporter)?;
+    to.load_index_to_write(session.begun(), reporter)?;
     session.adopt_leftovers(reporter)?;
     from.load_index(reporter)?;
     let mut summary = Summary::default();
@@ -219,11 +219,8 @@ impl<'a> Copying<'a> {
                 slot: Some(self.to.slot()),
                 ..named.snapshot
             };
-            self.to.rescue_condemned(tree, self.reporter)?;
-            session.check_alive()?;
-            let id = self.to.put_snapshot(&snapshot)?;
-            // Once more, as after every commit: see `create`.
-            self.to.rescue_condemned(tree, self.reporter)?;
+            session.secure(tree, self.reporter)?;
+            let id = session.commit(&snapshot, self.reporter)?;
             if let Some(proof) = proof {
                 let mut named = Named::new(id, snapshot.clone());
                 self.to.put_mark(&mut named, &MarkNote { proof: Some(proof), ..MarkNote::default() })?;

@@ -29,8 +29,8 @@ use crate::format::config::Config;
 use crate::format::control::SessionKind;
 use crate::format::snapshot::{Counts, Owner, Snapshot};
 use crate::format::tree::{Node, NodeKind};
-use crate::id::SnapshotId;
-use crate::repo::{Named, Repository, SessionGuard, Writer, host};
+use crate::id::{BlobId, SnapshotId};
+use crate::repo::{Generations, Named, Repository, SessionGuard, Writer, host};
 use crate::report::{Reporter, Severity};
 use crate::source::postgres::Url;
 
@@ -48,6 +48,8 @@ const CHANGED: &str = "it changed while it was read; what was stored may not be 
 /// A file changed less than this many seconds before the previous generation is read again: a further change within
 /// the same tick of the file system's clock would not show.
 const RACY_SECS: i64 = 2;
+/// A run that took less than this many seconds, and saw no other, asks once which snapshots there are.
+const QUICK_SECS: i64 = 60;
 /// Directories are walked by recursion; the deepest path that the system takes has 2,048 names.
 const WALK_STACK_BYTES: usize = 64 << 20;
 
@@ -134,14 +136,8 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         (None, None) => sources::default_name(&options.paths, &options.postgres)?,
     };
     let host = options.host.clone().unwrap_or_else(host);
-    let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };
-    repo.load_index_to_write(reporter)?;
-    if let Some(session) = &session {
-        session.adopt_leftovers(reporter)?;
-    }
-
-    let names_before = repo.snapshot_names()?;
-    let older_snapshot = repo.newest(&host, &source, reporter)?;
+    let session = begin(repo, options, reporter)?;
+    let Generations { names: names_before, newest: older_snapshot } = repo.generations(&host, &source, reporter)?;
     if let Some(Named { snapshot, .. }) = &older_snapshot {
         let totals = &reporter.progress;
         totals.bytes_total.store(snapshot.counts.bytes, std::sync::atomic::Ordering::Relaxed);
@@ -157,8 +153,12 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     let written = writer.finish()?;
 
     // Another run may have stored a generation of this source meanwhile: this one comes after it.
-    let previous =
-        if repo.snapshot_names()? == names_before { older_snapshot } else { repo.newest(&host, &source, reporter)? };
+    let is_alone = session.as_ref().map_or(Ok(true), |s| secure(s, collected.tree, started, reporter))?;
+    let previous = if is_alone || repo.snapshot_names()? == names_before {
+        older_snapshot
+    } else {
+        repo.newest(&host, &source, reporter)?
+    };
     let mut snapshot = Snapshot {
         time: options.time.unwrap_or(started),
         started,
@@ -185,18 +185,35 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let Some(session) = session else { return Ok(Summary { id: None, snapshot, packs: written.packs }) };
-    repo.rescue_condemned(snapshot.tree, reporter)?;
-    session.check_alive()?;
-
-    let id = repo.put_snapshot(&snapshot)?;
-    // Once more: a prune that listed the snapshots before this one was there may have condemned what it needs.
-    repo.rescue_condemned(snapshot.tree, reporter)?;
-
-    // The same: what is in no bundle is read from its own place.
+    if !is_alone {
+        session.secure(snapshot.tree, reporter)?;
+    }
+    let id = session.commit(&snapshot, reporter)?;
+    // The snapshot is there whatever fails now: what is in no bundle is read from its own place, and a session that can't
+    // be ended is cleared away by the next run or prune.
     let _ = repo.bundle_sometimes(names_before.len());
-    // The snapshot is there: a session that can't be ended now is cleared away by the next run or prune.
     drop(session);
     Ok(Summary { id: Some(id), snapshot, packs: written.packs })
+}
+
+/// Announces the run, unless it stores nothing, and loads the index.
+fn begin(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Option<SessionGuard>> {
+    if options.dry_run {
+        repo.load_index_to_write(&repo.live()?, reporter)?;
+        return Ok(None);
+    }
+    let session = SessionGuard::start(repo, SessionKind::Write)?;
+    repo.load_index_to_write(session.begun(), reporter)?;
+    session.adopt_leftovers(reporter)?;
+    Ok(Some(session))
+}
+
+/// Makes sure of what was stored and of what it relies on. Whether this run was so quick that another would have been seen
+/// beside it, and there was none.
+fn secure(session: &SessionGuard, tree: BlobId, started: Time, reporter: &Reporter) -> Result<bool> {
+    let live = session.secure(tree, reporter)?;
+    let is_quick = (0..QUICK_SECS).contains(&(clock::now().secs - started.secs));
+    Ok(is_quick && !session.begun().has_others(session.name()) && !live.has_others(session.name()))
 }
 
 /// What is walked.

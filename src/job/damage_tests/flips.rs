@@ -98,7 +98,7 @@ fn tiny(seed: u8) -> Tiny {
         started: Time::default(),
     };
     let bytes = control::seal(repo.keys(), Kind::Session, &session).unwrap();
-    store.put(&format!("{}00ff.0", layout::SESSIONS), bytes).unwrap();
+    store.put(&layout::session("00ff", layout::FIRST), bytes).unwrap();
     Tiny { objects: objects(&*store), contents }
 }
 
@@ -280,7 +280,8 @@ fn objects_swapped_replaced_and_copied_to_other_names() {
         }
         let name = hex(&[7; 32]);
         let copied_to = match path.rsplit_once('/') {
-            Some(("sessions", _)) | None => continue,
+            Some(_) if layout::parse_session(path).is_some() => continue,
+            None => continue,
             Some((folder, _)) if folder.starts_with("packs/") => format!("{}07/{name}", &folder[..8]),
             Some((folder, _)) => format!("{folder}/{name}"),
         };
@@ -329,8 +330,7 @@ fn every_repair_cut_off_anywhere() {
                 let after = read_all(&open(&store), &tiny.contents, &what);
                 assert!(before.is_subset(&after), "{what}: {:?}", before.difference(&after));
                 // The process died: its session is dead.
-                let sessions: Vec<_> = store.list(layout::SESSIONS).unwrap().into_iter().map(|l| l.path).collect();
-                store.delete(&sessions).unwrap();
+                store.delete(&testing::sessions(&*store)).unwrap();
                 ordeal(&super::objects(&*store), &tiny, Notice::May, true, &what);
                 if done.is_ok() {
                     assert!(fail_from >= 2, "{what}");

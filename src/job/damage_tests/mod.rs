@@ -21,6 +21,7 @@ use crate::format::tree::{Content, Database, Node, NodeKind, Tree, join_ids};
 use crate::id::{BlobId, PackId, SnapshotId, hex};
 use crate::job::check::{self, Options, ReadData, Summary};
 use crate::job::repair;
+use crate::repo::testing;
 use crate::repo::{
     MarkNote, Repository, SegmentPages, SessionGuard, Writer, encode_delta, encode_frame, encode_segment,
 };
@@ -250,7 +251,7 @@ fn fixture() -> Fixture {
             started: Time::default(),
         };
         let bytes = control::seal(repo.keys(), Kind::Session, &session).unwrap();
-        store.put(&format!("{}{name}.0", layout::SESSIONS), bytes).unwrap();
+        store.put(&layout::session(&name.to_string(), layout::FIRST), bytes).unwrap();
     }
     Fixture { source, objects: objects(&*store), snapshots }
 }

@@ -159,7 +159,7 @@ fn a_repair_mends_config_and_records_and_waits_for_no_prune() {
     let fixture = fixture();
     let store = copy(&fixture.objects);
     let repo = open(&store);
-    let record = store.list(layout::GC).unwrap().remove(0).path;
+    let record = testing::records(&*store).remove(0);
     store.put(&record, vec![1, 2, 3]).unwrap();
     store.put(layout::CONFIG, vec![]).unwrap();
     let prune = SessionGuard::start(&repo, SessionKind::Prune).unwrap();
@@ -169,7 +169,7 @@ fn a_repair_mends_config_and_records_and_waits_for_no_prune() {
     prune.end().unwrap();
     let (summary, _) = repair(&store);
     assert!(summary.config_repaired);
-    assert!(store.list(layout::GC).unwrap().is_empty());
+    assert!(testing::records(&*store).is_empty());
     let (_, problems) = check(&open(&store), ReadData::All);
     assert!(problems.is_empty(), "{problems:#?}");
 }

@@ -133,9 +133,8 @@ fn condemn(repo: &Arc<Repository>, session: &SessionGuard, plan: &Plan, reporter
     let written = copy(repo, &plan.reclaim.copies, reporter)?;
     let packs: Vec<PackId> = [&plan.reclaim.unused[..], &plan.reclaim.repack].concat();
     if !packs.is_empty() {
-        session.check_alive()?;
-        let running = session.others()?.into_iter().filter(|s| !s.is_dead(session.store_time()));
-        repo.condemn(packs, running.map(|s| s.name).collect())?;
+        let running = session.living(&session.look()?);
+        repo.condemn(packs, running.into_iter().map(|s| s.name).collect())?;
     }
     Ok(written)
 }

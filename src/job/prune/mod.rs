@@ -138,7 +138,7 @@ fn run_instantly(
     announce: &mut dyn FnMut(&Summary),
     reporter: &Reporter,
 ) -> Result<Summary> {
-    if let Some(other) = session.others()?.iter().find(|s| !s.is_dead(session.store_time())) {
+    if let Some(other) = session.living(&session.look()?).first() {
         return Err(Error::Locked { what: "the repository".into(), by: other.describe() });
     }
     let no_policy = Options { policy: Policy::default(), ..options.clone() };

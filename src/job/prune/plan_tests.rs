@@ -103,7 +103,7 @@ fn stage(dice: &mut Dice) -> Stage {
     }
     index.condemn(condemned.iter().copied());
     let record = Condemned { time: clock::now(), packs: condemned, sessions: vec![] };
-    let records = vec![Condemnation { path: "gc/x".into(), modified: clock::now(), record }];
+    let records = vec![Condemnation { path: "live/x".into(), modified: clock::now(), record }];
     Stage { index, needs, unsound, young, records }
 }
 

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Faulty, Listed, Memory, layout};
 use crate::format::control::{self, Session, SessionKind};
 use crate::format::header::Kind;
 use crate::format::mark::Mark;
-use crate::repo::testing::{World, noise};
+use crate::repo::testing::{World, noise, records, sessions};
 
 #[test]
 fn a_writer_that_was_running_blocks_deletion() {
@@ -66,7 +66,7 @@ fn one_prune_at_a_time() {
             assert!(matches!(run.join().unwrap(), Ok(_) | Err(Error::Locked { .. })));
         }
     });
-    assert!(world.paths(layout::SESSIONS).is_empty());
+    assert!(sessions(&*world.memory).is_empty());
     prune(&world, keep_last(2));
     prune(&world, Policy::default());
     assert_eq!(world.read_all(), [4, 5]);
@@ -105,7 +105,7 @@ fn a_session_silent_for_a_day_is_cleared_away() {
     let session =
         Session { kind: SessionKind::Prune, host: "elsewhere".into(), boot: "b".into(), pid: 1, started: clock::now() };
     let bytes = control::seal(world.repo.keys(), Kind::Session, &session).unwrap();
-    world.memory.put(&format!("{}00ff.0", layout::SESSIONS), bytes).unwrap();
+    world.memory.put(&layout::session("00ff", layout::FIRST), bytes).unwrap();
     assert!(matches!(prune_with(&world, &strict(keep_last(1))), Err(Error::Locked { .. })));
     world.memory.advance(90_000);
     assert_eq!(prune(&world, keep_last(1)).forgotten, 4);
@@ -238,8 +238,7 @@ fn a_run_taken_for_dead_deletes_nothing() {
     prune(&world, keep_last(1));
     let before = objects(&world);
     let act = |memory: &Memory| {
-        let sessions: Vec<_> = memory.list(layout::SESSIONS).unwrap().into_iter().map(|l| l.path).collect();
-        memory.delete(&sessions).unwrap();
+        memory.delete(&sessions(memory)).unwrap();
     };
     let act = Mutex::new(Some(Box::new(act) as Act));
     let store = Arc::new(Intruder { inner: world.memory.clone(), folder: layout::TOMBS, act });
@@ -266,7 +265,7 @@ fn every_crash_leaves_all_snapshots_whole() {
             let store = Arc::new(Faulty::new(world.memory.clone(), fail_from));
             let result = two_prunes(&world, &store, &options);
             // The process dies; its session is reaped.
-            world.clear(layout::SESSIONS);
+            world.memory.delete(&sessions(&*world.memory)).unwrap();
             let left = world.read_all();
             assert!(left.ends_with(&[4, 5]), "write {fail_from}: {left:?}");
             world.memory.advance(10);
@@ -274,7 +273,7 @@ fn every_crash_leaves_all_snapshots_whole() {
             assert_eq!(world.read_all(), [4, 5], "write {fail_from}");
             prune(&world, Policy::default());
             assert_eq!(world.read_all(), [4, 5], "write {fail_from}");
-            assert!(world.paths(layout::GC).is_empty() && world.paths(layout::TOMBS).is_empty());
+            assert!(records(&*world.memory).is_empty() && world.paths(layout::TOMBS).is_empty());
             let last = prune(&world, Policy::default());
             assert_eq!((last.packs_condemned, last.packs_deleted), (0, 0), "write {fail_from}");
             if result.is_ok() {

@@ -4,10 +4,11 @@ use super::tests::{keep_last, prune, prune_with, strict};
 use super::*;
 use crate::backend::{Backend, layout};
 use crate::crypto::BlobType;
+use crate::format::control::SessionKind;
 use crate::id::BlobId;
 use crate::job::forget::{forget, undo_forget};
 use crate::repo::Writer;
-use crate::repo::testing::{Db, Dice, World, database_node, noise};
+use crate::repo::testing::{Db, Dice, World, database_node, noise, records};
 
 fn all_pages(pages: usize) -> Vec<(usize, u64)> {
     (0..pages).map(|n| (n, n as u64)).collect()
@@ -102,7 +103,7 @@ fn a_writer_copies_pages_that_were_dropped_behind_its_back() {
         let writer = world.reopen();
         prune(&world, keep_last(1));
         if rescues {
-            writer.rescue_condemned(tree, &Reporter::silent()).unwrap();
+            SessionGuard::start(&writer, SessionKind::Write).unwrap().secure(tree, &Reporter::silent()).unwrap();
         }
         world.memory.advance(10);
         // Where the writer died before it could, the packs that were condemned are needed, and come back.
@@ -124,7 +125,7 @@ fn pages_in_several_partial_copies_are_found() {
     // As an index has it that was loaded when the partial copy was there and nothing was condemned.
     let reporter = Reporter::silent();
     late.load_index_files(&[], &reporter).unwrap();
-    late.rescue_condemned(tree, &reporter).unwrap();
+    SessionGuard::start(&late, SessionKind::Write).unwrap().secure(tree, &reporter).unwrap();
     world.commit("/s", 3, tree);
     world.memory.advance(10);
     prune(&world, Policy::default());
@@ -233,7 +234,7 @@ fn damage_is_not_carried_into_a_segment_written_anew() {
     bytes[middle] ^= 1;
     world.memory.put(&largest.path, bytes).unwrap();
     assert!(matches!(prune_with(&world, &strict(keep_last(1))), Err(Error::Corrupt { .. })));
-    assert!(world.paths(layout::GC).is_empty());
+    assert!(records(&*world.memory).is_empty());
 }
 
 #[test]

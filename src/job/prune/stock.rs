@@ -53,14 +53,17 @@ pub fn begin(repo: &Arc<Repository>) -> Result<SessionGuard> {
     loop {
         let session = SessionGuard::start(repo, SessionKind::Prune)?;
         let mut rival = None;
-        for other in session.others()? {
+        for other in session.others(session.begun()) {
             if other.is_dead(session.store_time()) {
                 repo.reap(&other)?;
             } else if other.is_unread || other.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune) {
                 rival = Some(other);
             }
         }
-        let Some(rival) = rival else { return Ok(session) };
+        let Some(rival) = rival else {
+            repo.remove_remains(session.begun())?;
+            return Ok(session);
+        };
         session.end()?;
         if attempt == ATTEMPTS {
             return Err(Error::Locked { what: "pruning this repository".into(), by: rival.describe() });
@@ -83,15 +86,16 @@ impl Stock {
     /// An error that names it if a snapshot can't be read: what it needs can't be known. Storage errors.
     pub fn take(repo: &Repository, own: Option<&SessionGuard>, reporter: &Reporter) -> Result<Self> {
         let mut packs = list_packs(repo)?;
-        let mut live = repo.sessions()?;
+        let listed = repo.live()?;
         let store_now = own.map_or_else(clock::now, SessionGuard::store_time);
-        live.retain(|s| Some(s.name.as_str()) != own.map(SessionGuard::name) && !s.is_dead(store_now));
+        let mut live = repo.running(&listed, own.map_or("", SessionGuard::name));
+        live.retain(|s| !s.is_dead(store_now));
         let marks = repo.read_marks()?;
         let (snapshots, lost) = repo.read_snapshots_with(&marks)?;
         if let Some(Lost { error, .. }) = lost.into_iter().next() {
             return Err(error);
         }
-        let records = repo.condemned(reporter)?;
+        let records = repo.records(&listed, reporter)?;
         let loaded = repo.load_index_files(&records, reporter)?;
         // It would be readable again, and name packs that this run deletes: the next writer would rely on them.
         if let Some(error) = loaded.unread {

@@ -6,7 +6,7 @@ use crate::format::control::{self, Condemned, SessionKind};
 use crate::format::header::Kind;
 use crate::id::GcId;
 use crate::job::forget::{forget, undo_forget};
-use crate::repo::testing::{Db, World, noise};
+use crate::repo::testing::{Db, World, noise, records, sessions};
 use crate::repo::{MarkNote, Named};
 
 pub(super) fn keep_last(n: u32) -> Policy {
@@ -33,7 +33,7 @@ pub(super) fn prune_with(world: &World, options: &Options) -> Result<Summary> {
 pub(super) fn prune(world: &World, policy: Policy) -> Summary {
     let summary = prune_with(world, &strict(policy)).unwrap();
     world.memory.advance(10);
-    assert!(world.paths(layout::SESSIONS).is_empty());
+    assert!(sessions(&*world.memory).is_empty());
     summary
 }
 
@@ -53,7 +53,7 @@ pub(super) fn five_generations() -> World {
 
 /// Everything in the store, but sessions.
 pub(super) fn objects(world: &World) -> Vec<String> {
-    world.paths("").into_iter().filter(|p| !p.starts_with(layout::SESSIONS)).collect()
+    world.paths("").into_iter().filter(|p| layout::parse_session(p).is_none()).collect()
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn two_runs_leave_nothing_unused() {
     assert_eq!(second.bytes_deleted, first.bytes_condemned);
     assert_eq!((second.forgotten, second.packs_condemned), (0, 0));
     assert_eq!(world.read_all(), [4, 5]);
-    assert!(world.paths(layout::TOMBS).is_empty() && world.paths(layout::GC).is_empty());
+    assert!(world.paths(layout::TOMBS).is_empty() && records(&*world.memory).is_empty());
     assert_eq!(world.paths(layout::INDEX).len(), 1);
     assert!(world.packs().1 < before);
 
@@ -213,7 +213,7 @@ fn a_snapshot_that_needs_a_condemned_pack_reinstates_it() {
     let second = prune(&world, Policy::default());
     assert!(second.packs_deleted < first.packs_condemned);
     assert_eq!(world.read_all(), [5, 6]);
-    assert!(world.paths(layout::GC).is_empty() || second.packs_condemned > 0);
+    assert!(records(&*world.memory).is_empty() || second.packs_condemned > 0);
     prune(&world, Policy::default());
     assert_eq!(world.read_all(), [5, 6]);
     let repo = world.reopen();
@@ -310,7 +310,7 @@ fn what_cannot_be_read_aborts() {
         // A policy's snapshots may be forgotten by then, not more: they are tombs.
         assert_eq!(gone.filter(|p| !p.starts_with(layout::SNAPSHOTS)).count(), 0, "{n}");
         assert_eq!(world.paths(layout::SNAPSHOTS).len() + world.paths(layout::TOMBS).len(), 5, "{n}");
-        assert!(world.paths(layout::GC).is_empty() && world.paths(layout::SESSIONS).is_empty(), "{n}");
+        assert!(records(&*world.memory).is_empty() && sessions(&*world.memory).is_empty(), "{n}");
     }
     // Condemned packs are not deleted, either.
     let world = five_generations();

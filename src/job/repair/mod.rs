@@ -71,7 +71,7 @@ fn begin(repo: &Arc<Repository>) -> Result<SessionGuard> {
     let session = SessionGuard::start(repo, SessionKind::Prune)?;
     let now = session.store_time();
     let may_prune = |s: &Running| s.is_unread || s.session.as_ref().is_some_and(|s| s.kind == SessionKind::Prune);
-    match session.others()?.iter().find(|s| may_prune(s) && !s.is_dead(now)) {
+    match session.others(session.begun()).iter().find(|s| may_prune(s) && !s.is_dead(now)) {
         Some(other) => Err(Error::Locked { what: "the repository's index".into(), by: other.describe() }),
         None => Ok(session),
     }
@@ -83,14 +83,16 @@ fn mend_the_rest(repo: &Repository, session: &SessionGuard, summary: &mut Summar
     repo.backend().delete(&broken_records(repo)?)?;
     summary.config_repaired = repo.repair_config()?;
     summary.slots_repaired = repo.mend_flipped(layout::KEYS, false)?.len() as u64;
-    let dead = session.others()?.into_iter().filter(|s| s.is_dead(session.store_time()));
-    dead.into_iter().try_for_each(|s| repo.reap(&s))
+    let live = repo.live()?;
+    let dead = session.others(&live).into_iter().filter(|s| s.is_dead(session.store_time()));
+    dead.into_iter().try_for_each(|s| repo.reap(&s))?;
+    repo.remove_remains(&live)
 }
 
 /// Records of condemned packs that no prune can read, or that are not what their names say.
 fn broken_records(repo: &Repository) -> Result<Vec<String>> {
     let mut broken = Vec::new();
-    for listed in repo.backend().list(layout::GC)? {
+    for listed in repo.backend().list(layout::LIVE)?.into_iter().filter(|l| layout::is_gc(&l.path)) {
         let read = repo.backend().get(&listed.path, MAX_CONTROL_BYTES as u64).and_then(|bytes| {
             control::open::<Condemned>(repo.keys(), Kind::Gc, &bytes, &listed.path)?;
             Ok(blake3::hash(&bytes).to_string() == listed.name())

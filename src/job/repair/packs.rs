@@ -175,9 +175,8 @@ fn condemn(repo: &Repository, session: &SessionGuard, packs: Vec<PackId>) -> Res
     if packs.is_empty() {
         return Ok(0);
     }
-    session.check_alive()?;
     let count = packs.len() as u64;
-    let running = session.others()?.into_iter().filter(|s| !s.is_dead(session.store_time()));
-    repo.condemn(packs, running.map(|s| s.name).collect())?;
+    let running = session.living(&session.look()?);
+    repo.condemn(packs, running.into_iter().map(|s| s.name).collect())?;
     Ok(count)
 }

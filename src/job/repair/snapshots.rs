@@ -119,7 +119,8 @@ pub fn repair_snapshots(repo: &Arc<Repository>, options: &Options, reporter: &Re
     for folder in [layout::SNAPSHOTS, layout::TOMBS] {
         summary.mended.extend(repo.mend_flipped(folder, options.dry_run)?);
     }
-    repo.load_index_to_write(reporter)?;
+    let live = session.as_ref().map_or_else(|| repo.live(), |session| Ok(session.begun().clone()))?;
+    repo.load_index_to_write(&live, reporter)?;
     let adopted = repo.adopt_packs(reporter)?;
     let (snapshots, lost) = repo.read_snapshots()?;
     summary.examined = snapshots.len() as u64;

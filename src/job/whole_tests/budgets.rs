@@ -45,7 +45,7 @@ impl Scene {
     /// The kinds of calls that a command makes once the repository is open, with the folders that they concern, in
     /// order; calls of a kind that follow each other are counted.
     fn calls(&self, command: impl FnOnce(&Arc<Repository>)) -> Vec<(Op, &'static str, usize)> {
-        const FOLDERS: [&str; 11] = [
+        const FOLDERS: [&str; 10] = [
             layout::CONFIG_COPY,
             layout::CONFIG,
             layout::KEYS,
@@ -55,8 +55,7 @@ impl Scene {
             layout::SNAPSHOTS,
             layout::TOMBS,
             layout::MARKS,
-            layout::GC,
-            layout::SESSIONS,
+            layout::LIVE,
         ];
         let repo = open(self.store.clone()).unwrap();
         self.store.take_calls();
@@ -98,10 +97,18 @@ fn opening_reads_the_config_and_the_slots() {
 fn create_writes_what_is_new_and_reads_no_data() {
     let scene = Scene::new();
     let unchanged = scene.create(3);
+    // Where what is named by its hash is at hand, reading it costs no request: with the config and the list of key slots,
+    // ten in all.
+    let asked: Vec<_> = unchanged.iter().copied().filter(|(op, ..)| *op != Op::Get).collect();
+    let (put, list) = (|folder| (Op::Put, folder, 1), |folder| (Op::List, folder, 1));
+    let live = list(layout::LIVE);
+    let (listed, end) = ([live, list(layout::INDEX), list(layout::SNAPSHOTS)], (Op::Delete, layout::LIVE, 1));
+    assert_eq!(asked, [&[put(layout::LIVE)], &listed[..], &[live, put(layout::SNAPSHOTS), live, end]].concat());
+    assert_eq!(gets(&unchanged, layout::LIVE) + gets(&unchanged, layout::MARKS), 0);
     // Nothing but the session that keeps prunes off, and the snapshot.
     assert_eq!(
         writes(&unchanged),
-        [(Op::Put, layout::SESSIONS, 1), (Op::Put, layout::SNAPSHOTS, 1), (Op::Delete, layout::SESSIONS, 1)]
+        [(Op::Put, layout::LIVE, 1), (Op::Put, layout::SNAPSHOTS, 1), (Op::Delete, layout::LIVE, 1)]
     );
     assert_eq!(gets(&unchanged, layout::DATA_PACKS), 0);
     // One index file for each create so far; each earlier snapshot, for which is the newest of this source.
@@ -115,12 +122,12 @@ fn create_writes_what_is_new_and_reads_no_data() {
     assert_eq!(
         writes(&changed),
         [
-            (Op::Put, layout::SESSIONS, 1),
+            (Op::Put, layout::LIVE, 1),
             (Op::Put, layout::DATA_PACKS, 1),
             (Op::Put, layout::METADATA_PACKS, 1),
             (Op::Put, layout::INDEX, 1),
             (Op::Put, layout::SNAPSHOTS, 1),
-            (Op::Delete, layout::SESSIONS, 1)
+            (Op::Delete, layout::LIVE, 1)
         ]
     );
     assert_eq!(gets(&changed, layout::DATA_PACKS), 0);
@@ -138,7 +145,7 @@ fn listing_reads_snapshots_alone() {
 fn first_contact_reads_the_index_and_no_pack() {
     let scene = Scene::new();
     let calls = scene.calls(|repo| repo.load_index(&Reporter::silent()).unwrap());
-    assert_eq!(calls, [(Op::List, layout::GC, 1), (Op::List, layout::INDEX, 1), (Op::Get, layout::INDEX, 3)]);
+    assert_eq!(calls, [(Op::List, layout::LIVE, 1), (Op::List, layout::INDEX, 1), (Op::Get, layout::INDEX, 3)]);
     prune(&open(scene.store.clone()).unwrap(), keep_last(1), true).unwrap();
     let calls = scene.calls(|repo| repo.load_index(&Reporter::silent()).unwrap());
     assert_eq!(gets(&calls, layout::INDEX), scene.store.list(layout::INDEX).unwrap().len());
@@ -188,7 +195,7 @@ fn a_prune_with_nothing_to_do_writes_its_session_alone() {
         prune(&open(scene.store.clone()).unwrap(), Policy::default(), true).unwrap();
     }
     let calls = scene.calls(|repo| drop(prune(repo, keep_last(10), false).unwrap()));
-    assert_eq!(writes(&calls), [(Op::Put, layout::SESSIONS, 1), (Op::Delete, layout::SESSIONS, 1)]);
+    assert_eq!(writes(&calls), [(Op::Put, layout::LIVE, 1), (Op::Delete, layout::LIVE, 1)]);
     // What snapshots need is in metadata.
     assert_eq!(gets(&calls, layout::DATA_PACKS), 0);
 }

@@ -156,7 +156,7 @@ impl Command {
         let again = open(memory.clone()).and_then(|repo| (self.run)(&repo));
         assert!(again.is_ok() || (self.is_done)(&*memory), "{again:?}");
         assert!((self.is_done)(&*memory), "the command does its work when it is run again");
-        if torn.starts_with(layout::INDEX) || torn.starts_with(layout::GC) {
+        if torn.starts_with(layout::INDEX) || layout::is_gc(&torn) {
             repair::repair_index(&open(memory.clone()).unwrap(), &Reporter::silent()).unwrap();
         }
 
@@ -229,7 +229,7 @@ fn a_create_of_what_is_condemned() {
     scene.snapshot();
     prune(&scene.repo(), keep_last(1), false).unwrap();
     scene.store.advance(10);
-    assert!(!scene.store.list(layout::GC).unwrap().is_empty());
+    assert!(!records(&*scene.store).is_empty());
     // The files of the first generation come back: its packs may not be relied on.
     scene.change(1);
     let source = scene.source();
@@ -276,7 +276,7 @@ fn a_prune_that_deletes() {
     scene.store.advance(10);
     scene
         .command(|repo| prune(repo, Policy::default(), false).map(drop))
-        .until(|store| store.list(layout::GC).unwrap().is_empty())
+        .until(|store| records(store).is_empty())
         .sweep();
 }
 

@@ -23,7 +23,7 @@ use crate::id::SnapshotId;
 use crate::job::check::{self, ReadData};
 use crate::job::policy::Policy;
 use crate::job::{create, prune, restore};
-use crate::repo::testing::noise;
+use crate::repo::testing::{noise, records, sessions};
 use crate::repo::{Filter, Repository, Selected, split_path};
 use crate::report::{Problem, Reporter, Severity};
 
@@ -38,6 +38,7 @@ mod nights;
 #[allow(dead_code, reason = "shared with the integration tests, which use the rest")]
 #[path = "../../../tests/it/picture.rs"]
 mod picture;
+mod put_only;
 
 use picture::{Picture, assert_same};
 
@@ -219,7 +220,7 @@ fn leftovers(store: &Arc<dyn Backend>) -> Vec<String> {
     let repo = open(store.clone()).unwrap();
     repo.load_index(&Reporter::silent()).unwrap();
     let mut out = Vec::new();
-    for folder in [layout::SESSIONS, layout::GC, layout::TOMBS, "tmp/"] {
+    for folder in [layout::LIVE, layout::TOMBS, "tmp/"] {
         out.extend(store.list(folder).unwrap().into_iter().map(|l| l.path));
     }
     let index = repo.index();
@@ -260,13 +261,13 @@ fn copy(objects: &Objects) -> Arc<Memory> {
 /// Makes the sessions in the store look like those of a process that is no more: this one runs all commands.
 fn end_processes(store: &Arc<Memory>) {
     let Ok(repo) = open(store.clone()) else { return };
-    for listed in store.list(layout::SESSIONS).unwrap() {
-        let bytes = store.get(&listed.path, u64::MAX).unwrap();
-        match control::open::<Session>(repo.keys(), Kind::Session, &bytes, &listed.path) {
+    for path in sessions(&**store) {
+        let bytes = store.get(&path, u64::MAX).unwrap();
+        match control::open::<Session>(repo.keys(), Kind::Session, &bytes, &path) {
             // No process gets this number: it is above the largest that Linux can be set to.
             Ok(session) => {
                 let session = Session { pid: 1 << 23, ..session };
-                store.put(&listed.path, control::seal(repo.keys(), Kind::Session, &session).unwrap()).unwrap();
+                store.put(&path, control::seal(repo.keys(), Kind::Session, &session).unwrap()).unwrap();
             }
             // Whose it is can't be known: it counts until it was silent for a day.
             Err(_) => store.advance(90_000),
