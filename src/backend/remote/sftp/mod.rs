@@ -9,13 +9,12 @@ mod link;
 mod said;
 mod transfer;
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use openssh_sftp_client::error::{Error as SftpError, SftpErrorKind};
 use openssh_sftp_client::metadata::Permissions;
 use tokio::sync::Semaphore;
@@ -39,6 +38,8 @@ const MAX_LINKS: usize = 4;
 const LINK_BYTES: usize = 1 << 20;
 /// Folders that are listed, and files that are deleted, at a time.
 const SMALL_REQUESTS: usize = 64;
+/// Requests for the names in one folder at a time.
+const LIST_REQUESTS: usize = 4;
 /// Folders within folders: a repository has three.
 const MAX_DEPTH: usize = 8;
 /// For how long nothing may move.
@@ -65,7 +66,6 @@ struct Shared {
     links: Mutex<Vec<Arc<Link>>>,
     /// Connections are made one at a time: a server may refuse many that knock at once.
     connecting: tokio::sync::Mutex<()>,
-    known_folders: Mutex<HashSet<String>>,
 }
 
 /// Deadline of a single request.
@@ -140,35 +140,29 @@ impl Shared {
     /// Makes the folder of an object, and everything above it that is missing.
     async fn make_folder(&self, link: &Link, path: &str) -> Result<(), Failure> {
         let folder = self.full(path.rsplit_once('/').map_or("", |(folder, _)| folder));
-        if locked(&self.known_folders).contains(&folder) {
-            return Ok(());
-        }
         let mut missing = vec![];
         let mut at = folder.as_str();
         loop {
-            self.line.meter.request(Kind::Other);
             match self.make_one(link, at).await {
                 Err(e) if e.remedy == Remedy::Missing => {
-                    missing.push(at.to_owned());
+                    missing.push(at);
                     match at.rsplit_once('/') {
                         Some((above, _)) if !above.is_empty() => at = above,
                         _ => return Err(e),
                     }
                 }
-                Err(e) => return Err(e),
-                Ok(()) => break,
+                made => break made?,
             }
         }
         for folder in missing.into_iter().rev() {
-            self.line.meter.request(Kind::Other);
-            self.make_one(link, &folder).await?;
+            self.make_one(link, folder).await?;
         }
-        locked(&self.known_folders).insert(folder);
         Ok(())
     }
 
     /// Makes a folder, unless it is there.
     async fn make_one(&self, link: &Link, folder: &str) -> Result<(), Failure> {
+        self.line.meter.request(Kind::Other);
         let mut fs = link.protocol.fs();
         let made = {
             let mut builder = fs.dir_builder();
@@ -194,27 +188,37 @@ impl Shared {
         }
     }
 
-    /// Writes under a temporary name, has it synced, and sees that all of it is there.
+    /// Writes under a temporary name, has it synced, sees that all of it is there, and gives it its own name. `false`: the
+    /// name is taken. Folders are made when it turns out that they are missing.
     async fn publish(&self, path: &str, bytes: Bytes, replaces: bool) -> Result<bool, Failure> {
         let link = self.link(bytes.len()).await?;
         let name = crypto::random::<16>().map_err(|e| Failure::hopeless(e.to_string(), "run the command again"))?;
         let temporary = format!("{TEMPORARY}{}", hex(&name));
-        self.make_folder(&link, &temporary).await?;
-        self.make_folder(&link, path).await?;
         let (from, to) = (self.full(&temporary), self.full(path));
         self.line.meter.request(Kind::Put);
-        let done = transfer::write(self, &link, &from, &to, bytes, replaces).await;
+        let mut file = match transfer::create(&link, &from).await {
+            Err(e) if e.remedy == Remedy::Missing => {
+                self.make_folder(&link, &temporary).await?;
+                transfer::create(&link, &from).await
+            }
+            file => file,
+        }
+        .map_err(unmissed)?;
+        let done = async {
+            transfer::fill(self, &link, &mut file, bytes).await?;
+            match transfer::place(&link, &mut file, (&from, &to), replaces).await {
+                Err(e) if e.remedy == Remedy::Missing => {
+                    self.make_folder(&link, path).await?;
+                    transfer::place(&link, &mut file, (&from, &to), replaces).await
+                }
+                done => done,
+            }
+        };
+        let done = done.await;
         if !matches!(done, Ok(true)) && !link.is_lost() {
             let _ = soon(&link, link.protocol.fs().remove_file(&from)).await;
         }
-        match done {
-            // A folder was removed, or the whole repository.
-            Err(e) if e.remedy == Remedy::Missing => {
-                locked(&self.known_folders).clear();
-                Err(Failure::again("a directory is gone"))
-            }
-            done => done,
-        }
+        done.map_err(unmissed)
     }
 
     /// The objects in one folder, and the folders in it.
@@ -226,7 +230,8 @@ impl Shared {
             Err(e) if e.remedy == Remedy::Missing => return Ok(Default::default()),
             dir => dir?,
         };
-        let mut entries = std::pin::pin!(dir.read_dir());
+        // A server tells some hundred names at a time: several requests are under way at once, and share what there is.
+        let mut entries = stream::select_all((0..LIST_REQUESTS).map(|_| Box::pin(dir.clone().read_dir())));
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         while let Some(entry) = soon(&link, async { entries.next().await.transpose() }).await? {
             // No object has a name that is no text.
@@ -264,6 +269,11 @@ impl Shared {
     }
 }
 
+/// Of an object that is put: somebody removes folders at the same time.
+fn unmissed(failure: Failure) -> Failure {
+    if failure.remedy == Remedy::Missing { Failure::again("a directory is gone") } else { failure }
+}
+
 fn is_missing(error: &SftpError) -> bool {
     matches!(error, SftpError::SftpError(SftpErrorKind::NoSuchFile, _))
 }
@@ -296,14 +306,8 @@ where
 
 impl Sftp {
     pub fn new(place: SftpPlace, settings: Settings, line: Arc<Line>) -> Self {
-        let shared = Shared {
-            place,
-            settings,
-            line,
-            links: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
-            known_folders: Mutex::default(),
-        };
+        let shared =
+            Shared { place, settings, line, links: Mutex::default(), connecting: tokio::sync::Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 

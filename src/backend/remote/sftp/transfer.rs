@@ -63,36 +63,53 @@ fn seek(file: &mut File, at: u64) -> Result<(), SftpError> {
     Pin::new(file).start_seek(SeekFrom::Start(at)).map_err(SftpError::from)
 }
 
-/// Writes a file that isn't there yet, gives it its name, and makes both durable. `false`: the name is taken.
-pub(super) async fn write(
-    shared: &Shared,
-    link: &Link,
-    from: &str,
-    to: &str,
-    bytes: Bytes,
-    replaces: bool,
-) -> Result<bool, Failure> {
+/// Makes a file that isn't there yet.
+pub(super) async fn create(link: &Link, path: &str) -> Result<File, Failure> {
+    soon(link, link.protocol.options().read(true).write(true).create_new(true).open(path)).await
+}
+
+/// Writes a file, has it synced, and sees that all of it is there.
+pub(super) async fn fill(shared: &Shared, link: &Link, file: &mut File, bytes: Bytes) -> Result<(), Failure> {
     let _load = Load::new(link, bytes.len());
     let len = bytes.len() as u64;
-    let mut options = link.protocol.options();
-    let mut file = soon(link, options.read(true).write(true).create_new(true).open(from)).await?;
-    if let Err(e) = send(shared, link, &file, bytes).await {
+    if let Err(e) = send(shared, link, file, bytes).await {
         return Err(explained(link, shared, e).await);
     }
-    let syncs = link.protocol.support_fsync();
-    if syncs {
-        soon(link, file.sync_all()).await?;
+    let mut other = file.clone();
+    let (synced, there) = tokio::join!(biased; sync(link, file), soon(link, other.metadata()));
+    synced?;
+    let there = there?.len();
+    if there == Some(len) {
+        Ok(())
+    } else {
+        Err(Failure::again(format!("of {len} bytes the server has {}", there.unwrap_or_default())))
     }
-    let there = soon(link, file.metadata()).await?.len();
-    if there != Some(len) {
-        return Err(Failure::again(format!("of {len} bytes the server has {}", there.unwrap_or_default())));
-    }
+}
+
+/// Has what was written to a file taken to the disk, by servers that know how.
+async fn sync(link: &Link, file: &mut File) -> Result<(), Failure> {
+    if link.protocol.support_fsync() { soon(link, file.sync_all()).await } else { Ok(()) }
+}
+
+/// Gives a file its name, durably. `false`: the name is taken.
+pub(super) async fn place(
+    link: &Link,
+    file: &mut File,
+    (from, to): (&str, &str),
+    replaces: bool,
+) -> Result<bool, Failure> {
     let mut fs = link.protocol.fs();
     if replaces {
-        soon(link, fs.rename(from, to)).await?;
-    } else if link.protocol.support_hardlink() {
+        // Servers do one after the other.
+        let (renamed, synced) = tokio::join!(biased; soon(link, fs.rename(from, to)), sync(link, file));
+        return renamed.and(synced).map(|()| true);
+    }
+    if link.protocol.support_hardlink() {
         match timeout(STALL, fs.hard_link(from, to)).await {
-            Err(_) => return Err(stalled()),
+            Err(_) => {
+                link.give_up();
+                return Err(stalled());
+            }
             Ok(Err(e)) if is_failure(&e) && soon(link, fs.metadata(to)).await.is_ok() => return Ok(false),
             Ok(Err(e)) => return Err(failed(link, &e)),
             Ok(Ok(())) => soon(link, fs.remove_file(from)).await?,
@@ -103,10 +120,7 @@ pub(super) async fn write(
         }
         soon(link, fs.rename(from, to)).await?;
     }
-    if syncs {
-        soon(link, file.sync_all()).await?;
-    }
-    Ok(true)
+    sync(link, file).await.map(|()| true)
 }
 
 fn is_failure(error: &SftpError) -> bool {
