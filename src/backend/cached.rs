@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::bundle::{MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
 use super::copies::Copies;
 use super::layout::{self, named_hash};
-use super::{Backend, Listed, Usage};
+use super::{Backend, Listed, Usage, at_once};
 use crate::error::Result;
 use crate::format::MAX_PACK_BYTES;
 use crate::format::header::Kind;
@@ -80,24 +80,6 @@ impl Cached {
         self.copies.as_ref()?.read(hash, max_bytes)
     }
 
-    /// Does something for each, as many at a time as the store answers best, until it fails.
-    fn for_each<T: Sync>(&self, all: &[T], act: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let work = || {
-            while let Some(one) = all.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                if let Err(e) = act(one) {
-                    next.store(all.len(), std::sync::atomic::Ordering::Relaxed);
-                    return Err(e);
-                }
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.concurrency().min(all.len())).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().unwrap_or(Ok(())))
-        })
-    }
-
     /// Looks for absent objects in bundles, the newest first: what is absent here is usually what is new there.
     fn take_from_bundles(&self, absent: &mut HashSet<Hash>) -> Result<()> {
         let mut bundles = self.inner.list(layout::BUNDLES)?;
@@ -105,15 +87,14 @@ impl Cached {
         let found = Mutex::new(std::mem::take(absent));
         let found = || found.lock().unwrap_or_else(PoisonError::into_inner);
         for some in bundles.chunks(self.concurrency().max(1)) {
-            self.for_each(some, |bundle| {
-                let bytes = self.inner.get(&bundle.path, MAX_BUNDLE_BYTES)?;
+            at_once(&*self.inner, some, |bundle| {
+                let bytes = self.inner.get(&bundle.path, MAX_BUNDLE_BYTES).unwrap_or_default();
                 for (_, hash, object) in unbundle(&bytes) {
                     if found().remove(&hash) {
                         self.admit(hash, object);
                     }
                 }
-                Ok(())
-            })?;
+            });
             if found().len() < BUNDLES_PAY {
                 break;
             }
@@ -132,14 +113,13 @@ impl Cached {
         if absent.len() > 1 {
             let is_absent = |o: &&Listed| named_hash(&o.path).is_some_and(|hash| absent.contains(&hash));
             let rest: Vec<_> = objects.iter().filter(is_small).filter(is_absent).collect();
-            self.for_each(&rest, |o| {
-                let bytes = self.inner.get(&o.path, MAX_BUNDLED_BYTES)?;
+            at_once(&*self.inner, &rest, |o| {
+                let bytes = self.inner.get(&o.path, MAX_BUNDLED_BYTES).unwrap_or_default();
                 let hash = *blake3::hash(&bytes).as_bytes();
                 if named_hash(&o.path) == Some(hash) {
                     self.admit(hash, &bytes);
                 }
-                Ok(())
-            })?;
+            });
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! returns, the object survives a power cut); everything above relies on just that, and on listing, never on
 //! conditional writes or locks of the store.
 
+mod at_once;
 mod bundle;
 mod cached;
 mod copies;
@@ -16,6 +17,7 @@ pub mod remote;
 use crate::error::Result;
 use crate::format::cbor::Time;
 
+pub use at_once::at_once;
 pub use bundle::{Bundler, MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
 pub use cached::Cached;
 pub use copies::DEFAULT_CACHE_BYTES;

@@ -150,7 +150,8 @@ fn holding_json(holding: &Holding, unique: &Weight) -> Value {
         "logical": holding.logical,
         "unique": weight_json(unique),
         "deduplication": ratio(holding.logical as f64, unique.plain as f64),
-        "compression": ratio(unique.plain as f64, unique.stored),
+        // Bytes stored are a sum of shares, whose order is not always the same.
+        "compression": ratio(unique.plain as f64, unique.stored.round()),
     })
 }
 

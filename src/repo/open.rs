@@ -9,7 +9,7 @@ use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
 use super::{Closed, Condemnation, Live, Lost, Repository, unlock};
-use crate::backend::{Backend, layout};
+use crate::backend::{Backend, at_once, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
@@ -239,7 +239,7 @@ impl Repository {
         let mut listed = self.backend.list(layout::DATA_PACKS)?;
         listed.extend(self.backend.list(layout::METADATA_PACKS)?);
         listed.retain(|l| layout::parse_pack(&l.path).is_some_and(|(_, id)| !self.index().has_pack(&id)));
-        let opened: Vec<_> = listed.par_iter().map(|l| self.open_pack(&l.path, l.bytes)).collect();
+        let opened = at_once(&*self.backend, &listed, |l| self.open_pack(&l.path, l.bytes));
         let (mut packs, mut unreadable) = (Vec::new(), Vec::new());
         for (listed, opened) in listed.into_iter().zip(opened) {
             match opened {

@@ -8,13 +8,15 @@ use crate::backend::{Backend, Memory, layout};
 use crate::clock;
 use crate::crypto::{BlobType, KdfCost};
 use crate::format::cbor;
+use crate::format::header::{Header, Kind};
+use crate::format::index::Index;
 use crate::format::keyslot::Unlock;
-use crate::format::pack::Entry;
+use crate::format::pack::{Encoding, Entry, FrameInfo, PackInfo};
 use crate::format::pagemap::{PageRef, Root, StoredLeaf};
 use crate::format::segment;
 use crate::format::snapshot::{Counts, Snapshot};
 use crate::format::tree::{Content, Database, Node, NodeKind, Tree, join_ids};
-use crate::id::{BlobId, SnapshotId};
+use crate::id::{BlobId, PackId, SnapshotId};
 use crate::report::Reporter;
 
 const PAGE: usize = 512;
@@ -321,4 +323,30 @@ pub(crate) fn records(store: &dyn Backend) -> Vec<String> {
 
 fn live(store: &dyn Backend, is_one: impl Fn(&str) -> bool) -> Vec<String> {
     store.list(layout::LIVE).unwrap().into_iter().map(|l| l.path).filter(|path| is_one(path)).collect()
+}
+
+/// A line of /proc/self/status, in MiB.
+pub(crate) fn memory_mib(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+/// Stores the index of so many blobs, each in a frame of its own, a thousand to a pack.
+pub(crate) fn store_index(repo: &Repository, blobs: u64) {
+    for first in (0..blobs).step_by(250_000) {
+        let mut index = Index::default();
+        for pack in (first..blobs.min(first + 250_000)).step_by(1000) {
+            let frames = (pack..pack + 1000).map(|n| {
+                let id = BlobId(*blake3::hash(&n.to_le_bytes()).as_bytes());
+                let entries = vec![Entry { id, kind: BlobType::Chunk, plain_bytes: 9000 }];
+                let (stored_bytes, plain_bytes, encoding) = (8000, 9000, Encoding::Zstd);
+                FrameInfo { stored_bytes, plain_bytes, encoding, entries, bases: vec![], slots: None }
+            });
+            let id = PackId(*blake3::hash(&(pack + 1).to_be_bytes()).as_bytes());
+            let header = Header::fresh(Kind::DataPack, 40_016).unwrap();
+            index.add(&PackInfo { id, header, file_bytes: 8_100_000, frames: frames.collect() });
+        }
+        repo.put_index(index).unwrap();
+    }
 }

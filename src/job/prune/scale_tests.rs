@@ -3,14 +3,11 @@
 use super::tests::{keep_last, prune, strict};
 use super::*;
 use crate::backend::{Local, layout};
-use crate::crypto::{BlobType, KdfCost};
-use crate::format::header::{Header, Kind};
-use crate::format::index::Index;
+use crate::crypto::KdfCost;
 use crate::format::keyslot::Unlock;
-use crate::format::pack::{Encoding, Entry, FrameInfo, PackInfo};
-use crate::id::{BlobId, PackId};
+use crate::id::BlobId;
 use crate::repo::Needs;
-use crate::repo::testing::{Db, Dice, World, noise};
+use crate::repo::testing::{Db, Dice, World, memory_mib, noise, store_index};
 
 /// A year of nights, each with a small file of its own; with a prune every so many nights. Returns how many packs there
 /// are, and index files, at most and at the end.
@@ -93,32 +90,6 @@ fn thirty_nights_pruned_to_two_are_as_small_as_two() {
     assert!(pruned * 100 < fresh * 115, "{pruned} bytes, and {fresh} in a fresh repository");
 }
 
-/// A line of /proc/self/status, in MiB.
-fn memory(name: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
-}
-
-/// Stores the index of so many blobs, each in a frame of its own, a thousand to a pack.
-fn store_index(repo: &Repository, blobs: u64) {
-    for first in (0..blobs).step_by(250_000) {
-        let mut index = Index::default();
-        for pack in (first..blobs.min(first + 250_000)).step_by(1000) {
-            let frames = (pack..pack + 1000).map(|n| {
-                let id = BlobId(*blake3::hash(&n.to_le_bytes()).as_bytes());
-                let entries = vec![Entry { id, kind: BlobType::Chunk, plain_bytes: 9000 }];
-                let (stored_bytes, plain_bytes, encoding) = (8000, 9000, Encoding::Zstd);
-                FrameInfo { stored_bytes, plain_bytes, encoding, entries, bases: vec![], slots: None }
-            });
-            let id = PackId(*blake3::hash(&(pack + 1).to_be_bytes()).as_bytes());
-            let header = Header::fresh(Kind::DataPack, 40_016).unwrap();
-            index.add(&PackInfo { id, header, file_bytes: 8_100_000, frames: frames.collect() });
-        }
-        repo.put_index(index).unwrap();
-    }
-}
-
 /// Measures; run it alone, best in a release build: `cargo test --release --lib millions -- --ignored --nocapture`.
 #[test]
 #[ignore = "it measures the plan of five million blobs, and proves nothing"]
@@ -131,11 +102,11 @@ fn the_plan_of_millions_of_blobs() {
     store_index(&repo, blobs);
     // From here on the peak counts anew.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    println!("{blobs} blobs; before: {} MiB", memory("VmRSS"));
+    println!("{blobs} blobs; before: {} MiB", memory_mib("VmRSS"));
     let begun = std::time::Instant::now();
     let loaded = repo.load_index_files(&[], &Reporter::silent()).unwrap();
     let (files, secs) = (loaded.files.len(), begun.elapsed().as_secs_f64());
-    println!("{files} index files loaded: {secs:.1} s, {} MiB, peak {} MiB", memory("VmRSS"), memory("VmHWM"));
+    println!("{files} index files loaded: {secs:.1} s, {} MiB, peak {} MiB", memory_mib("VmRSS"), memory_mib("VmHWM"));
     let index = repo.index();
     let needed = (0..blobs).filter(|n| n % 10 > 0 && n % 300_000 > 20_000);
     let needs = Needs::of(&index, needed.map(|n| BlobId(*blake3::hash(&n.to_le_bytes()).as_bytes())));
@@ -151,6 +122,6 @@ fn the_plan_of_millions_of_blobs() {
         let (unused, repack, copies) = (plan.unused.len(), plan.repack.len(), plan.copies.len());
         println!("plan: {unused} packs unused, {repack} to repack with {copies} blobs");
         let secs = begun.elapsed().as_secs_f64() - secs;
-        println!("  so far {secs:.1} s, {} MiB, peak {} MiB", memory("VmRSS"), memory("VmHWM"));
+        println!("  so far {secs:.1} s, {} MiB, peak {} MiB", memory_mib("VmRSS"), memory_mib("VmHWM"));
     }
 }

@@ -39,6 +39,7 @@ mod nights;
 #[path = "../../../tests/it/picture.rs"]
 mod picture;
 mod put_only;
+mod scale;
 
 use picture::{Picture, assert_same};
 
