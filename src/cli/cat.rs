@@ -315,9 +315,9 @@ fn index_file(session: &Session, id: &str) -> Result<Value> {
 fn indexed_pack_json(pack: &IndexedPack) -> Value {
     let frames = (0..).zip(&pack.frames).map(|(number, frame)| {
         json!({
-            "stored_bytes": frame.stored_bytes,
-            "plain_bytes": frame.plain_bytes,
-            "encoding": encoding_word(frame.encoding),
+            "stored_bytes": frame.stored_bytes(),
+            "plain_bytes": frame.plain_bytes(),
+            "encoding": encoding_word(frame.encoding()),
             "bases": bases(pack.bases(number)),
         })
     });

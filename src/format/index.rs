@@ -12,6 +12,8 @@
 //! Blocks are sealed one by one and records are sorted, so that a blob can be found with one table and one block.
 //! The index is advisory: whatever it says, a blob is authenticated at its pack.
 
+use rayon::prelude::*;
+
 use super::bytes::Reader;
 use super::header::{HEADER_BYTES, Header, Kind};
 use super::pack::{Encoding, Entry, PackInfo, belongs, take_partial, take_slots};
@@ -29,15 +31,38 @@ const BLOCK_RECORDS: usize = 1365;
 /// A block of packs is closed at this size.
 const PACK_BLOCK_BYTES: usize = 64 << 10;
 
-/// A frame as the index describes it. There is one for each large blob: what few frames have stands in the pack.
+/// A frame as the index describes it. There is one for each large blob, so it is held in 8 bytes, and what few frames have
+/// stands in the pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexedFrame {
+    stored_bytes: u32,
+    /// The lowest 25 bits of it are the length: that is at most [`MAX_FRAME_BYTES`].
+    plain_bytes_and_encoding: u32,
+}
+
+/// The lowest bits, which a length of up to [`MAX_FRAME_BYTES`] takes.
+const PLAIN_BITS: u32 = 25;
+
+impl IndexedFrame {
+    /// A frame of at most [`MAX_FRAME_BYTES`] of plaintext.
+    fn new(stored_bytes: u32, plain_bytes: u32, encoding: Encoding) -> Self {
+        Self { stored_bytes, plain_bytes_and_encoding: plain_bytes | u32::from(encoding as u8) << PLAIN_BITS }
+    }
+
     /// Length in the file, tag included, in bytes.
-    pub stored_bytes: u32,
+    pub fn stored_bytes(&self) -> u32 {
+        self.stored_bytes
+    }
+
     /// Length decoded, in bytes.
-    pub plain_bytes: u32,
+    pub fn plain_bytes(&self) -> u32 {
+        self.plain_bytes_and_encoding & ((1 << PLAIN_BITS) - 1)
+    }
+
     /// How the body is encoded.
-    pub encoding: Encoding,
+    pub fn encoding(&self) -> Encoding {
+        Encoding::from_u8((self.plain_bytes_and_encoding >> PLAIN_BITS) as u8).unwrap_or(Encoding::Raw)
+    }
 }
 
 /// What only some segments have.
@@ -93,7 +118,7 @@ impl IndexedPack {
         let mut indexed = Self { id, header, file_bytes, frames, extras: Vec::new() };
         for f in &pack.frames {
             let (stored_bytes, plain_bytes, encoding) = (f.stored_bytes, f.plain_bytes, f.encoding);
-            indexed.push(IndexedFrame { stored_bytes, plain_bytes, encoding }, &f.bases, f.slots);
+            indexed.push(IndexedFrame::new(stored_bytes, plain_bytes, encoding), &f.bases, f.slots);
         }
         indexed
     }
@@ -199,7 +224,7 @@ impl Index {
         let key = ObjectKey::derive(&keys.index, &header.to_bytes());
         let mut file = Reader(bytes.get(HEADER_BYTES..).unwrap_or_default());
         let mut position = 0;
-        let mut block = |sealed_bytes: u32| {
+        let mut block = |file: &mut Reader<'_>, sealed_bytes: u32| {
             let sealed = file.take(sealed_bytes as usize);
             let mut sealed = sealed.ok_or_else(|| Error::corrupt(what, "it is cut short"))?.to_vec();
             let ok = key.open(position, &header.to_bytes(), &mut sealed);
@@ -208,43 +233,61 @@ impl Index {
         };
         let nonsense = || Error::corrupt(what, "its contents make no sense");
 
-        let table = block(header.first_bytes)?;
+        let table = block(&mut file, header.first_bytes)?;
         let (pack_blocks, record_blocks) = parse_table(&table).ok_or_else(nonsense)?;
         let mut index = Self::default();
         for sealed_bytes in pack_blocks {
-            let plain = block(sealed_bytes)?;
+            let plain = block(&mut file, sealed_bytes)?;
             let mut r = Reader(&plain);
             while !r.0.is_empty() {
                 index.packs.push(take_pack(&mut r).ok_or_else(nonsense)?);
             }
         }
-        index.records.reserve_exact(bytes.len() / RECORD_BYTES as usize);
+        let mut blocks = Vec::with_capacity(record_blocks.len());
         for (sealed_bytes, first) in record_blocks {
-            let plain = block(sealed_bytes)?;
-            let mut r = Reader(&plain);
-            if !plain.starts_with(&first.0) {
-                return Err(nonsense());
-            }
-            while !r.0.is_empty() {
-                let record = take_record(&mut r).filter(|r| index.holds(r)).ok_or_else(nonsense)?;
-                index.records.push(record);
-            }
+            let sealed = file.take(sealed_bytes as usize).ok_or_else(|| Error::corrupt(what, "it is cut short"))?;
+            blocks.push((position, sealed, first));
+            position += 1;
         }
+        // Each block is a part of `records`: there are millions, and no room for them twice.
+        let records_in = |sealed: &[u8]| sealed.len().saturating_sub(TAG_BYTES) / RECORD_BYTES as usize;
+        let nothing = Record { id: BlobId([0; 32]), pack: 0, frame: 0, offset: 0, plain_bytes: 0, kind: BlobType::Chunk };
+        index.records.resize(blocks.iter().map(|(_, sealed, _)| records_in(sealed)).sum(), nothing);
+        let mut parts = Vec::with_capacity(blocks.len());
+        let mut rest = &mut index.records[..];
+        for block in blocks {
+            let (part, after) = rest.split_at_mut_checked(records_in(block.1)).ok_or_else(nonsense)?;
+            parts.push((block, part));
+            rest = after;
+        }
+        let (packs, aad) = (&index.packs[..], header.to_bytes());
+        parts.into_par_iter().try_for_each(|((position, sealed, first), part)| {
+            let mut plain = sealed.to_vec();
+            if !key.open(position, &aad, &mut plain) {
+                return Err(Error::corrupt(what, "a part of it is not authentic"));
+            }
+            let mut r = Reader(&plain);
+            for record in part {
+                *record = take_record(&mut r).filter(|r| holds(packs, r)).ok_or_else(nonsense)?;
+            }
+            if r.0.is_empty() && plain.starts_with(&first.0) { Ok(()) } else { Err(nonsense()) }
+        })?;
         if !file.0.is_empty() || !index.records.is_sorted() {
             return Err(nonsense());
         }
         Ok(index)
     }
 
-    /// Whether a record points into a frame that exists, may hold such a blob, and is long enough.
-    fn holds(&self, record: &Record) -> bool {
-        let Some(pack) = self.packs.get(record.pack as usize) else { return false };
-        let Some(frame) = pack.frames.get(record.frame as usize) else { return false };
-        let is_segment = record.kind == BlobType::Segment;
-        belongs(pack.header.kind, record.kind)
-            && (frame.encoding == Encoding::Segment) == is_segment
-            && u64::from(record.offset) + u64::from(record.plain_bytes) <= u64::from(frame.plain_bytes)
-    }
+}
+
+/// Whether a record points into a frame that exists, may hold such a blob, and is long enough.
+fn holds(packs: &[IndexedPack], record: &Record) -> bool {
+    let Some(pack) = packs.get(record.pack as usize) else { return false };
+    let Some(frame) = pack.frames.get(record.frame as usize) else { return false };
+    let is_segment = record.kind == BlobType::Segment;
+    belongs(pack.header.kind, record.kind)
+        && (frame.encoding() == Encoding::Segment) == is_segment
+        && u64::from(record.offset) + u64::from(record.plain_bytes) <= u64::from(frame.plain_bytes())
 }
 
 fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
@@ -254,9 +297,9 @@ fn put_pack(out: &mut Vec<u8>, pack: &IndexedPack) {
     out.extend_from_slice(&(pack.frames.len() as u32).to_le_bytes());
     for (number, f) in (0..).zip(&pack.frames) {
         let (bases, slots) = (pack.bases(number), pack.slots(number));
-        out.extend_from_slice(&f.stored_bytes.to_le_bytes());
-        out.extend_from_slice(&f.plain_bytes.to_le_bytes());
-        out.extend_from_slice(&[f.encoding as u8, u8::from(slots.is_some())]);
+        out.extend_from_slice(&f.stored_bytes().to_le_bytes());
+        out.extend_from_slice(&f.plain_bytes().to_le_bytes());
+        out.extend_from_slice(&[f.encoding() as u8, u8::from(slots.is_some())]);
         out.extend_from_slice(&(bases.len() as u16).to_le_bytes());
         put_bases(out, bases);
         slots.into_iter().for_each(|slots| out.extend_from_slice(&slots.to_bytes()));
@@ -286,7 +329,7 @@ fn take_pack(r: &mut Reader<'_>) -> Option<IndexedPack> {
         }
         let bases = take_bases(r, bases)?;
         let slots = if partial { Some(take_slots(r)?) } else { None };
-        pack.push(IndexedFrame { stored_bytes, plain_bytes, encoding }, &bases, slots);
+        pack.push(IndexedFrame::new(stored_bytes, plain_bytes, encoding), &bases, slots);
     }
     // There are many packs, and each would keep room for as many frames again.
     pack.frames.shrink_to_fit();
@@ -388,7 +431,11 @@ mod tests {
         // The first record is of a tree in a metadata pack, frame 0 of pack 1 is a segment's.
         assert!(!opens(&|index| index.records[0].kind = BlobType::Chunk), "a chunk in a metadata pack");
         assert!(!opens(&|index| index.records[0].plain_bytes = 7), "past the end of its frame");
-        assert!(!opens(&|index| index.packs[1].frames[0].encoding = Encoding::Zstd), "bases of a frame of chunks");
+        let zstd = |index: &mut Index| {
+            let frame = index.packs[1].frames[0];
+            index.packs[1].frames[0] = IndexedFrame::new(frame.stored_bytes, frame.plain_bytes(), Encoding::Zstd);
+        };
+        assert!(!opens(&zstd), "bases of a frame of chunks");
         assert!(!opens(&|index| index.packs[1].frames[0].stored_bytes = TAG_BYTES as u32 - 1), "less than a seal");
         let segment = sound.records.iter().position(|r| r.kind == BlobType::Segment).unwrap();
         assert!(!opens(&|index| index.records[segment].kind = BlobType::Chunk), "a chunk where a segment is");

@@ -145,10 +145,10 @@ fn weigh(index: &BlobIndex, id: &BlobId) -> Weight {
 /// The share that a blob has in its frame.
 fn stored(index: &BlobIndex, place: Place) -> f64 {
     let Some((_, frame)) = index.frame(place) else { return 0.0 };
-    if frame.plain_bytes == 0 || place.plain_bytes == frame.plain_bytes {
-        return frame.stored_bytes.into();
+    if frame.plain_bytes() == 0 || place.plain_bytes == frame.plain_bytes() {
+        return frame.stored_bytes().into();
     }
-    f64::from(frame.stored_bytes) * f64::from(place.plain_bytes) / f64::from(frame.plain_bytes)
+    f64::from(frame.stored_bytes()) * f64::from(place.plain_bytes) / f64::from(frame.plain_bytes())
 }
 
 /// Looks at all snapshots; those that pass the filter are told one by one. The caller has loaded the index. A snapshot
@@ -304,7 +304,7 @@ fn overhead(repo: &Repository, used: f64) -> Result<Overhead> {
             Some(Some((_, true))) => out.condemned += object.bytes,
             Some(Some((pack, false))) => {
                 let directory = HEADER_BYTES as u64 + u64::from(pack.header.first_bytes);
-                let own_frames = pack.frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum::<u64>();
+                let own_frames = pack.frames.iter().map(|frame| u64::from(frame.stored_bytes())).sum::<u64>();
                 out.packs += object.bytes;
                 out.directories += directory;
                 out.padding += object.bytes.saturating_sub(directory + own_frames);

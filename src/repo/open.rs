@@ -9,7 +9,7 @@ use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
 use super::{Closed, Condemnation, Live, Lost, Repository, unlock};
-use crate::backend::{Backend, at_once, layout};
+use crate::backend::{Backend, Listed, at_once, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
@@ -47,8 +47,8 @@ pub struct IndexFile {
     pub overlaps: bool,
 }
 
-/// Index files opened at a time; a large one takes some 30 MB meanwhile.
-const INDEX_FILES_AT_ONCE: usize = 2;
+/// Index files are opened together as long as they have so many bytes; a larger one by itself.
+const INDEX_BYTES_AT_ONCE: u64 = 4 << 20;
 
 /// Read in one go where a pack's directory is wanted: enough for most.
 const DIRECTORY_GUESS_BYTES: u64 = 16 << 10;
@@ -178,7 +178,15 @@ impl Repository {
         self.replace_index(BlobIndex::default());
         let mut index = Builder::new((listed.iter().map(|l| l.bytes).sum::<u64>() / RECORD_BYTES) as usize);
         let mut loaded = LoadedIndex { files: Vec::new(), complete: true, unread: None };
-        for some in listed.chunks(INDEX_FILES_AT_ONCE) {
+        let mut rest = &listed[..];
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |l: &&Listed| {
+                bytes += l.bytes;
+                bytes <= INDEX_BYTES_AT_ONCE
+            };
+            let (some, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = after;
             let opened: Vec<_> = some.par_iter().map(|l| self.open_index(&l.path)).collect();
             for (listed, opened) in some.iter().zip(opened) {
                 match opened {

@@ -96,10 +96,10 @@ impl FrameReader {
             what: format!("frame {number} of pack {}", pack.id),
             path: layout::pack(pack.kind(), pack.id),
             offset: pack.frame_offset(number),
-            stored_bytes: frame.stored_bytes,
+            stored_bytes: frame.stored_bytes(),
             position: number + 1,
-            plain_bytes: frame.plain_bytes,
-            encoding: frame.encoding,
+            plain_bytes: frame.plain_bytes(),
+            encoding: frame.encoding(),
             header: pack.header,
             bases: pack.bases(number).to_vec(),
         })

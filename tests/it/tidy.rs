@@ -49,7 +49,7 @@ const CRATES: [(&str, &[&str]); 33] = [
     ("nix", &["repo/session.rs", "source/", "job/create/", "job/restore/"]),
     ("opendal", &["backend/local.rs", "backend/remote/"]),
     ("openssh_sftp_client", &["backend/remote/sftp/"]),
-    ("rayon", &["repo/", "source/", "job/"]),
+    ("rayon", &["format/index.rs", "index.rs", "repo/", "source/", "job/"]),
     ("reqwest", &["backend/remote/http.rs"]),
     ("rpassword", &["cli/secrets.rs"]),
     ("rusqlite", &["source/exclusive.rs", "source/sqlite/examine.rs", "source/preset/"]),

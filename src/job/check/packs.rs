@@ -310,9 +310,9 @@ fn number_of(repo: &Repository, listed: &Listed, known: usize) -> Option<u32> {
 fn frames_equal(pack: &crate::format::index::IndexedPack, info: &PackInfo) -> bool {
     pack.frames.len() == info.frames.len()
         && (0..).zip(&pack.frames).zip(&info.frames).all(|((number, a), b)| {
-            a.stored_bytes == b.stored_bytes
-                && a.plain_bytes == b.plain_bytes
-                && a.encoding == b.encoding
+            a.stored_bytes() == b.stored_bytes
+                && a.plain_bytes() == b.plain_bytes
+                && a.encoding() == b.encoding
                 && pack.bases(number) == b.bases
                 && pack.slots(number) == b.slots.as_ref()
         })

@@ -34,9 +34,9 @@ fn a_wrong_index_is_rebuilt() {
                 let pack = &index.packs[r.pack as usize];
                 let frame = &pack.frames[r.frame as usize];
                 let is_data = matches!(r.kind, BlobType::Chunk | BlobType::Segment);
-                (frame.encoding == Encoding::Segment) == (r.kind == BlobType::Segment)
+                (frame.encoding() == Encoding::Segment) == (r.kind == BlobType::Segment)
                     && (pack.header.kind == Kind::DataPack) == is_data
-                    && r.offset + r.plain_bytes <= frame.plain_bytes
+                    && r.offset + r.plain_bytes <= frame.plain_bytes()
             };
             index.records.retain(fits);
         }),

@@ -96,14 +96,14 @@ fn saving(
             slots.remove(direct.slots(at).unwrap_or(&SlotSet::ALL));
         }
         alone += u64::from(slots.count());
-        base_stored += u64::from(frame.stored_bytes);
-        base_plain += u64::from(frame.plain_bytes);
+        base_stored += u64::from(frame.stored_bytes());
+        base_plain += u64::from(frame.plain_bytes());
     }
     let (_, frame) = index.frame(place)?;
     let live = u64::from(direct.live_bytes(index, position, place) / page_bytes.max(1));
     let page_stored = u64::from(page_bytes) * base_stored / base_plain.max(1);
     let in_full = live * page_stored * FEW_TOGETHER_PERCENT / 100;
-    (alone * page_stored + u64::from(frame.stored_bytes)).checked_sub(in_full).filter(|saved| *saved > 0)
+    (alone * page_stored + u64::from(frame.stored_bytes())).checked_sub(in_full).filter(|saved| *saved > 0)
 }
 
 impl Flatten {

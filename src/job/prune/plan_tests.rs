@@ -235,6 +235,6 @@ fn used_bytes(stage: &Stage, inputs: &Inputs<'_>, plan: &Reclaim) -> u64 {
     let gone: HashSet<_> = plan.unused.iter().chain(&plan.repack).chain(inputs.young).copied().collect();
     let condemned = |id: &PackId| stage.index.is_condemned(id) && !inputs.reinstated.contains(id);
     let stays = stage.index.packs().iter().filter(|p| !gone.contains(&p.id) && !condemned(&p.id));
-    let stored: u64 = stays.flat_map(|p| &p.frames).map(|f| u64::from(f.stored_bytes)).sum();
+    let stored: u64 = stays.flat_map(|p| &p.frames).map(|f| u64::from(f.stored_bytes())).sum();
     stored - plan.unused_kept_bytes
 }

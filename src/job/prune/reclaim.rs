@@ -172,7 +172,7 @@ impl Survey<'_> {
     /// The share that a blob, or what is needed of it, has of the stored bytes of its frame, rounded up.
     fn share(&self, position: u32, place: Place) -> u64 {
         self.index.frame(place).map_or(0, |(_, frame)| {
-            let (stored, plain) = (u64::from(frame.stored_bytes), u64::from(frame.plain_bytes.max(1)));
+            let (stored, plain) = (u64::from(frame.stored_bytes()), u64::from(frame.plain_bytes().max(1)));
             let live = self.needs.live_bytes(self.index, position, place);
             (stored * u64::from(live)).div_ceil(plain).min(stored)
         })
@@ -303,7 +303,7 @@ pub fn reclaim(inputs: &Inputs<'_>) -> Result<Reclaim> {
         } else {
             let used = usage.bytes[number];
             used_bytes += used;
-            let stored: u64 = pack.frames.iter().map(|f| u64::from(f.stored_bytes)).sum();
+            let stored: u64 = pack.frames.iter().map(|f| u64::from(f.stored_bytes())).sum();
             let unused = stored.saturating_sub(used);
             let amount = if unused > 0 { &mut share.partly_used } else { &mut share.used };
             amount.add(file_bytes);
