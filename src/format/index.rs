@@ -251,7 +251,8 @@ impl Index {
         }
         // Each block is a part of `records`: there are millions, and no room for them twice.
         let records_in = |sealed: &[u8]| sealed.len().saturating_sub(TAG_BYTES) / RECORD_BYTES as usize;
-        let nothing = Record { id: BlobId([0; 32]), pack: 0, frame: 0, offset: 0, plain_bytes: 0, kind: BlobType::Chunk };
+        let nothing =
+            Record { id: BlobId([0; 32]), pack: 0, frame: 0, offset: 0, plain_bytes: 0, kind: BlobType::Chunk };
         index.records.resize(blocks.iter().map(|(_, sealed, _)| records_in(sealed)).sum(), nothing);
         let mut parts = Vec::with_capacity(blocks.len());
         let mut rest = &mut index.records[..];
@@ -277,7 +278,6 @@ impl Index {
         }
         Ok(index)
     }
-
 }
 
 /// Whether a record points into a frame that exists, may hold such a blob, and is long enough.
