@@ -147,7 +147,7 @@ fn sessions_of_other_machines_are_cleared_away_on_request() {
     world.ok(["create", "data"]);
     assert_eq!(world.ok(["unlock"]).text().trim(), "nothing to clear away");
     // What can't be read may be a session of a newer version on another machine.
-    let folder = world.at("repo/sessions");
+    let folder = world.at("repo/live");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("00112233445566778899aabbccddeeff.0"), "?").unwrap();
     let left = world.json(["unlock"]);
