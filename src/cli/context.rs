@@ -11,7 +11,7 @@ use serde_json::Value;
 use snapshot::backend::remote::{Limits, Surroundings, Weight};
 use snapshot::backend::{Backend, DEFAULT_CACHE_BYTES, Usage};
 use snapshot::error::{Error, Result};
-use snapshot::repo::{Closed, Filter, Repository};
+use snapshot::repo::{Closed, Filter, Repository, widen};
 use snapshot::report::{Problem, Progress, Reporter, Sink};
 use snapshot::source::handles::terminate;
 
@@ -118,7 +118,11 @@ impl Context {
             Weight::Notice => display.notice(text),
         });
         let limits = Limits { up: self.global.limit_upload, down: self.global.limit_download };
-        location.backend(&self.env, limits, Surroundings { interrupted: &INTERRUPTED, tell })
+        let backend = location.backend(&self.env, limits, Surroundings { interrupted: &INTERRUPTED, tell })?;
+        if backend.is_remote() {
+            widen(backend.concurrency());
+        }
+        Ok(backend)
     }
 
     /// Opens the repository. Whether there is one is found out before a password is asked for.

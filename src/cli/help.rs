@@ -8,7 +8,8 @@ Begin:
   snapshot list                   see what there is
   snapshot restore latest --target /tmp/out
 
-A repository on the same disk is no backup of that disk. Put one elsewhere:
+A repository on the same disk is no backup of that disk. Put one elsewhere, on another disk, a server or in a bucket \
+(sftp://user@host/srv/backup, s3://bucket/prefix; see \"Off-site\" in the README for keys and settings):
   export SNAPSHOT_REPO=/mnt/backup/app SNAPSHOT_KEY_FILE=~/.config/snapshot/app.key
   snapshot init
   snapshot key recovery-code      a code to write down, for when the key file is gone
@@ -41,7 +42,13 @@ file in your own directories, as the first `snapshot create` does.
 Examples:
   snapshot -r /mnt/backup/app init
   snapshot -r /mnt/backup/app --key-file ~/.config/snapshot/app.key init
-  snapshot -r /mnt/backup/app --password-file /etc/app.password init --kdf-memory 256";
+  snapshot -r /mnt/backup/app --password-file /etc/app.password init --kdf-memory 256
+  snapshot -r sftp://backup@nas.example:2222/srv/app --key-file ~/.config/snapshot/app.key init
+  snapshot -r sftp://backup@nas.example/~/app --key-file ~/.config/snapshot/app.key init
+  AWS_ENDPOINT_URL=https://s3.example.com snapshot -r s3://bucket/app --key-file ~/.config/snapshot/app.key init
+
+In an sftp:// URL the path is absolute; /~/ begins one in the user's home. ssh makes the connection, and asks nothing. An \
+S3 bucket must exist; account, region and endpoint come from the usual AWS_ variables or the profile.";
 
 pub const CREATE: &str = "\
 SQLite databases are found by their content and stored as of one moment, while programs go on writing. All of them are \

@@ -17,6 +17,7 @@ mod pages;
 mod proven;
 mod reach;
 mod read;
+mod rivals;
 mod salvage;
 mod segments;
 mod select;
@@ -59,6 +60,7 @@ pub use session::{SessionGuard, host};
 pub use stream::Stream;
 pub use unlock::{KeySlot, decode_recovery_code, read_key_file, recovery_code, write_key_file};
 pub use verify::Audit;
+pub use wide::widen;
 pub use write::{Claims, GATHER_BYTES, Gather, Writer, Written, encode_frame};
 
 /// An open repository.

@@ -70,8 +70,9 @@ impl Repository {
         // The slot first: a config without a slot would be a repository that nobody can open. A slot that a failed
         // or beaten init left behind wraps another master key and opens nothing.
         let slot = unlock::put_slot(&*backend, &master, unlock, cost, label)?;
+        Self::outwait_rivals(&*backend, &slot.path)?;
         if !backend.put_new(layout::CONFIG, bytes.clone())? {
-            backend.delete(&[format!("{}{}", layout::KEYS, slot.id)])?;
+            backend.delete(std::slice::from_ref(&slot.path))?;
             return Err(Error::Exists { at, what: "a repository" });
         }
         backend.put(layout::CONFIG_COPY, bytes)?;

@@ -47,7 +47,7 @@ pub(super) struct Opened {
     /// Its id, whatever its name.
     pub(super) id: SlotId,
     /// Its path in the repository.
-    path: String,
+    pub(super) path: String,
 }
 
 /// Stores a slot.

@@ -8,6 +8,14 @@ use rayon::prelude::*;
 use super::Repository;
 use crate::error::Result;
 
+/// Has everything that is done by many threads done by so many, or by one for each core if those are more: a few more
+/// threads than cores do no harm, and most of them wait for a server. Only the first call in a process, before any such
+/// work, has an effect.
+pub fn widen(threads: usize) {
+    let threads = threads.max(std::thread::available_parallelism().map_or(1, usize::from));
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}
+
 impl Repository {
     /// Does something with each, several at a time, until one fails.
     ///

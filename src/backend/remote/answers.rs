@@ -137,7 +137,7 @@ pub(super) fn of_opendal(error: &opendal::Error) -> Failure {
     let text = error.to_string();
     if text.contains("credential") {
         return Failure::hopeless(
-            format!("there are no credentials for S3: {}", error.message()),
+            "there are no credentials for S3",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them",
         );
     }
@@ -153,4 +153,67 @@ pub(super) fn of_opendal(error: &opendal::Error) -> Failure {
         return Failure::again(error.message());
     }
     Failure::hopeless(error.message(), "report this with the service's name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, code: &str, ahead: i64) -> Option<Failure> {
+        let text = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>said</Message><Region>r</Region></Error>"
+        );
+        failure(StatusCode::from_u16(status).unwrap(), None, text.as_bytes(), ahead)
+    }
+
+    #[test]
+    fn each_answer_has_its_remedy() {
+        for (status, code, remedy, hint) in [
+            (403, "InvalidAccessKeyId", Remedy::Hint, "AWS_ACCESS_KEY_ID"),
+            (403, "SignatureDoesNotMatch", Remedy::Hint, "AWS_SECRET_ACCESS_KEY"),
+            (403, "AccessDenied", Remedy::Hint, "what the key may do"),
+            (403, "", Remedy::Hint, "what the key may do"),
+            (400, "ExpiredToken", Remedy::Hint, "get new ones"),
+            (404, "NoSuchBucket", Remedy::Hint, "make the bucket"),
+            (301, "PermanentRedirect", Remedy::Hint, "AWS_REGION=r"),
+            (400, "AuthorizationHeaderMalformed", Remedy::Hint, "AWS_REGION=r"),
+            (400, "BadDigest", Remedy::Again, ""),
+            (400, "RequestTimeout", Remedy::Again, ""),
+            (409, "ConditionalRequestConflict", Remedy::Again, ""),
+            (429, "", Remedy::Again, ""),
+            (500, "InternalError", Remedy::Again, ""),
+            (502, "", Remedy::Again, ""),
+            (503, "SlowDown", Remedy::Again, ""),
+            (501, "NotImplemented", Remedy::Hint, "S3 service"),
+            (400, "", Remedy::Hint, "S3 service"),
+        ] {
+            let failure = answer(status, code, 0).unwrap();
+            assert_eq!(failure.remedy, remedy, "{status} {code}");
+            assert!(failure.hint.unwrap_or_default().contains(hint), "{status} {code}");
+            assert!(failure.why.contains("said"), "{}", failure.why);
+        }
+    }
+
+    #[test]
+    fn what_the_caller_understands_is_left_to_it() {
+        for (status, code) in [(404, "NoSuchKey"), (412, "PreconditionFailed"), (416, "InvalidRange")] {
+            assert!(answer(status, code, 0).is_none(), "{status}");
+        }
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told() {
+        let failure = answer(403, "RequestTimeTooSkewed", 26 * 3600).unwrap();
+        assert!(failure.why.contains("26 h 0 min behind the server's"), "{}", failure.why);
+        let failure = answer(403, "AccessDenied", -600).unwrap();
+        assert!(failure.why.contains("0 h 10 min ahead of the server's"), "{}", failure.why);
+        assert!(answer(403, "SignatureDoesNotMatch", -600).unwrap().why.contains("secret key"));
+    }
+
+    #[test]
+    fn a_full_store_is_told_as_such() {
+        assert!(answer(403, "QuotaExceeded", 0).unwrap().full);
+        assert!(answer(507, "", 0).unwrap().full);
+        assert!(!answer(403, "AccessDenied", 0).unwrap().full);
+    }
 }

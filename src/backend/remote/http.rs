@@ -209,6 +209,10 @@ fn stalled() -> Failure {
 
 fn of_client(error: &reqwest::Error) -> Failure {
     let why = root_cause(error);
+    if why.contains("invalid HTTP") {
+        return Failure::new(Remedy::Contact, format!("what answers does not speak HTTP: {why}"))
+            .or_hint("check the endpoint: https or http, host and port");
+    }
     if !error.is_connect() {
         return Failure::again(format!("the connection was lost: {why}"));
     }
@@ -224,6 +228,10 @@ fn of_client(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
         return Failure::new(Remedy::Contact, format!("no connection was made within {} s", CONNECT.as_secs()))
             .or_hint("check the endpoint, the network, and what filters it");
+    }
+    if lower.contains("corrupt message") {
+        return Failure::new(Remedy::Contact, format!("what answers does not speak TLS: {why}"))
+            .or_hint("check the endpoint: https or http, host and port");
     }
     Failure::new(Remedy::Contact, format!("no connection can be made: {why}"))
         .or_hint("check the endpoint, and whether the server runs")

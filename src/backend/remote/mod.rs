@@ -32,6 +32,8 @@ pub use retry::{Surroundings, Weight};
 pub use s3::{Addressing, Credentials, Settings as S3Settings};
 pub use sftp::Settings as SftpSettings;
 
+/// How often a part is asked for that comes back too short.
+const SHORT_READS: usize = 3;
 /// Threads that move bytes between sockets and memory.
 const WORKERS: usize = 2;
 
@@ -55,6 +57,8 @@ struct Line {
 /// A repository on a network.
 pub struct Remote {
     place: String,
+    /// The same with the server's name, for errors.
+    at: String,
     store: Store,
     line: Arc<Line>,
     patience: Patience,
@@ -103,14 +107,18 @@ impl Remote {
             let _context = runtime.enter();
             make(line.clone())?
         };
-        Ok(Self { place, store, line, patience: Patience::new(surroundings), runtime })
+        let at = match &store {
+            Store::S3(s3) if !place.contains(&s3.host) => format!("{place} on {}", s3.host),
+            _ => place.clone(),
+        };
+        Ok(Self { place, at, store, line, patience: Patience::new(surroundings), runtime })
     }
 
     fn run<T, F>(&self, action: &'static str, object: &str, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let call = Call { action, object, at: &self.place };
+        let call = Call { action, object, at: &self.at };
         self.runtime.block_on(self.patience.with(call, &self.line.meter, attempt))
     }
 }
@@ -156,13 +164,19 @@ impl Backend for Remote {
         if len == 0 {
             return Ok(Vec::new());
         }
-        let got = self.run("read", path, || async {
-            match &self.store {
-                Store::S3(s3) => s3.get_range(path, offset, len).await,
-                Store::Sftp(sftp) => sftp.get_range(path, offset, len).await,
+        // Something on the way may have cut it short.
+        for _ in 0..SHORT_READS {
+            let got = self.run("read", path, || async {
+                match &self.store {
+                    Store::S3(s3) => s3.get_range(path, offset, len).await,
+                    Store::Sftp(sftp) => sftp.get_range(path, offset, len).await,
+                }
+            })?;
+            if let Some(got) = got {
+                return Ok(got);
             }
-        })?;
-        got.ok_or_else(|| Error::corrupt(path, "it is cut short"))
+        }
+        Err(Error::corrupt(path, "it is cut short"))
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>> {

@@ -72,6 +72,8 @@ pub struct Settings {
 /// A bucket, and a prefix in it.
 pub(super) struct S3 {
     op: Operator,
+    /// The service's host and port.
+    pub host: String,
 }
 
 impl S3 {
@@ -112,10 +114,10 @@ impl S3 {
             Credentials::Found { profile: Some(profile) } => builder.profile(profile),
             Credentials::Found { profile: None } => builder,
         };
-        let transport = Transport::new(line, host, settings.authorities.as_deref())?;
+        let transport = Transport::new(line, host.clone(), settings.authorities.as_deref())?;
         let context = OperationContext::new().with_http_transport(HttpTransporter::new(transport));
         let op = Operator::new(builder).map_err(|e| refuse(e.message().to_owned()))?.with_context(context);
-        Ok(Self { op })
+        Ok(Self { op, host })
     }
 
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), Failure> {

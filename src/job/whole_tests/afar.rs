@@ -191,6 +191,27 @@ fn whatever_happens_to_the_copies_changes_no_snapshot() {
 }
 
 #[test]
+fn a_database_that_leans_on_older_pages_comes_back_in_few_requests() {
+    let mut machine = Machine::new();
+    for turn in 0..12 {
+        night(&machine.source(), turn);
+        machine.create();
+    }
+    let expected = portrait(&machine.source());
+    let near = Arc::new(Faulty::recorder(machine.store.0.clone()));
+    let repo = open(near.clone()).unwrap();
+    let newest = repo.snapshots(&Reporter::silent()).unwrap().pop().unwrap();
+    near.take_calls();
+    assert_restores(&repo, newest.id, &machine.source(), &expected);
+    let in_order_of_pages = near.take_calls().len();
+    let repo = machine.open_with(None);
+    machine.store.take_requests();
+    assert_restores(&repo, newest.id, &machine.source(), &expected);
+    let in_order_of_packs = machine.store.take_requests();
+    assert!(in_order_of_packs < in_order_of_pages, "{in_order_of_packs} and {in_order_of_pages}");
+}
+
+#[test]
 fn copies_have_a_limit() {
     let mut machine = Machine::new();
     machine.create();

@@ -148,14 +148,14 @@ impl Shared {
                     missing.push(at);
                     match at.rsplit_once('/') {
                         Some((above, _)) if !above.is_empty() => at = above,
-                        _ => return Err(e),
+                        _ => return Err(unmade(&folder, e)),
                     }
                 }
                 made => break made?,
             }
         }
         for folder in missing.into_iter().rev() {
-            self.make_one(link, folder).await?;
+            self.make_one(link, folder).await.map_err(|e| unmade(folder, e))?;
         }
         Ok(())
     }
@@ -267,6 +267,17 @@ impl Shared {
             done => done,
         }
     }
+}
+
+/// That a folder can't be made, though the one above it is there.
+fn unmade(folder: &str, failure: Failure) -> Failure {
+    if failure.remedy != Remedy::Missing {
+        return failure;
+    }
+    Failure::hopeless(
+        format!("the server can't make the directory {folder}: {}", failure.why),
+        "check the path in --repo",
+    )
 }
 
 /// Of an object that is put: somebody removes folders at the same time.

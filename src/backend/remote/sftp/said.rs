@@ -65,8 +65,12 @@ pub(super) fn not_connected(words: &str, place: &SftpPlace) -> Failure {
     if has("timed out") || has("No route to host") || has("Network is unreachable") {
         return contact("the server can't be reached", "check the host in --repo, the network, and what filters it");
     }
-    // A server that has too many who knock cuts some off.
-    Failure::again(if line.is_empty() { "the connection ended before it began".to_owned() } else { line.to_owned() })
+    if has("Connection closed by") || has("Connection reset by") || has("kex_exchange_identification") {
+        // A server that has too many who knock cuts some off.
+        return Failure::again(line);
+    }
+    let why = if line.is_empty() { "ssh ended without a word" } else { line };
+    Failure::new(Remedy::Contact, why).or_hint("see whether `sftp` connects to the server, with the same user and port")
 }
 
 /// Why a request failed. `words`: what `ssh` wrote, if the connection is lost.
@@ -148,6 +152,7 @@ mod tests {
                 Remedy::Again,
                 "",
             ),
+            ("", Remedy::Contact, "sftp"),
         ] {
             let failure = not_connected(words, &place());
             assert_eq!(failure.remedy, remedy, "{words}");
