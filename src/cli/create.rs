@@ -59,8 +59,8 @@ pub fn take(context: &Context, args: Create) -> Result<(Session, Summary)> {
     let options = options(context, args)?;
     // A dry run makes nothing, no repository either.
     let session = if options.dry_run { context.open()? } else { open_or_make(context)? };
-    let mut seen = Seen::compare(context, &session.repo)?;
     let summary = create::run(&session.repo, &options, &context.reporter)?;
+    let mut seen = Seen::compare_with(context, &session.repo, &summary.before)?;
     if let Summary { id: Some(id), snapshot, .. } = &summary {
         seen.add(&snapshot.host, &snapshot.source, snapshot.generation, *id);
     }

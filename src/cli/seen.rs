@@ -52,25 +52,43 @@ impl<'a> Seen<'a> {
     /// # Errors
     /// When the store can't be listed. A memory that can't be read is none.
     pub fn compare(context: &'a Context, repo: &Repository) -> Result<Self> {
-        let file = context.cache_dir()?.map(|dir| dir.join(FOLDER).join(format!("{}.json", repo.config().id())));
-        let record = file.as_deref().and_then(read).unwrap_or_default();
-        let mut seen = Self { context, file, record, valid: HashSet::new() };
+        let mut seen = Self::remembered(context, repo)?;
         if !seen.record.is_empty() {
-            seen.look(repo)?;
+            seen.look(repo, &repo.snapshot_names()?)?;
         }
         Ok(seen)
     }
 
-    fn look(&mut self, repo: &Repository) -> Result<()> {
+    /// The same, with the paths of the snapshots that were listed before.
+    ///
+    /// # Errors
+    /// As [`Seen::compare`].
+    pub fn compare_with(context: &'a Context, repo: &Repository, listed: &[String]) -> Result<Self> {
+        let mut seen = Self::remembered(context, repo)?;
+        seen.look(repo, listed)?;
+        Ok(seen)
+    }
+
+    fn remembered(context: &'a Context, repo: &Repository) -> Result<Self> {
+        let file = context.cache_dir()?.map(|dir| dir.join(FOLDER).join(format!("{}.json", repo.config().id())));
+        let record = file.as_deref().and_then(read).unwrap_or_default();
+        Ok(Self { context, file, record, valid: HashSet::new() })
+    }
+
+    fn look(&mut self, repo: &Repository, listed: &[String]) -> Result<()> {
         let names = |folder| -> Result<HashSet<SnapshotId>> {
             Ok(repo.backend().list(folder)?.iter().filter_map(|l| SnapshotId::parse(l.name())).collect())
         };
-        let mut there = names(layout::SNAPSHOTS)?;
+        let mut there: HashSet<SnapshotId> =
+            listed.iter().filter_map(|path| SnapshotId::parse(path.strip_prefix(layout::SNAPSHOTS)?)).collect();
         if self.record.values().any(|newest| !there.contains(&newest.id)) {
             let forgotten = names(layout::TOMBS)?;
             // One that was just being taken back was in neither.
             there.extend(names(layout::SNAPSHOTS)?);
-            let now = newest_of(&repo.read_snapshots()?.0);
+            let mut now = repo.read_snapshots()?.0;
+            // Not the one that this run has stored since.
+            now.retain(|named| listed.contains(&layout::snapshot(named.id)));
+            let now = newest_of(&now);
             for (source, seen) in self.record.iter().filter(|(_, newest)| !there.contains(&newest.id)) {
                 let now = now.get(source).map_or(0, |newest| newest.generation);
                 if !forgotten.contains(&seen.id) && now < seen.generation {

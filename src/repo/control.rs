@@ -18,6 +18,9 @@ use crate::report::{Problem, Reporter, Severity};
 /// Longest object of which every bit is tried, in bytes: two seconds of work.
 const MAX_MENDED_BYTES: u64 = 16 << 10;
 
+/// Where only one of them is wanted, so many snapshots are in memory at a time, of one KiB or so each.
+const SNAPSHOTS_AT_ONCE: usize = 1024;
+
 /// A snapshot with its name, and what was said of it later.
 #[derive(Debug, Clone)]
 pub struct Named {
@@ -161,10 +164,15 @@ impl Repository {
     pub fn generations(&self, host: &str, source: &str, reporter: &Reporter) -> Result<Generations> {
         let listed = self.backend.list(layout::SNAPSHOTS)?;
         let names = listed.iter().map(|l| l.path.clone()).collect();
-        let (found, lost) = self.read_listed_snapshots(listed);
-        report_lost(lost, reporter);
-        let of_source = found.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
-        Ok(Generations { names, newest: of_source.max_by_key(|n| (n.snapshot.generation, n.snapshot.started)) })
+        self.backend.want(&listed);
+        let mut newest: Option<Named> = None;
+        for some in listed.chunks(SNAPSHOTS_AT_ONCE) {
+            let (found, lost) = self.read_listed_snapshots(some.to_vec());
+            report_lost(lost, reporter);
+            let of_source = found.into_iter().filter(|n| n.snapshot.host == host && n.snapshot.source == source);
+            newest = newest.into_iter().chain(of_source).max_by_key(|n| (n.snapshot.generation, n.snapshot.started));
+        }
+        Ok(Generations { names, newest })
     }
 
     /// The newest generation of a source, as it was made.

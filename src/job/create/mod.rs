@@ -119,6 +119,8 @@ pub struct Summary {
     pub snapshot: Snapshot,
     /// Packs that were stored for it, or would have been.
     pub packs: u64,
+    /// The paths of the snapshots that there were before.
+    pub before: Vec<String>,
 }
 
 /// Takes a snapshot. Loads the index.
@@ -184,7 +186,8 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         preset,
     };
     snapshot.counts.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let Some(session) = session else { return Ok(Summary { id: None, snapshot, packs: written.packs }) };
+    let packs = written.packs;
+    let Some(session) = session else { return Ok(Summary { id: None, snapshot, packs, before: names_before }) };
     if !is_alone {
         session.secure(snapshot.tree, reporter)?;
     }
@@ -193,7 +196,7 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     // be ended is cleared away by the next run or prune.
     let _ = repo.bundle_sometimes(names_before.len());
     drop(session);
-    Ok(Summary { id: Some(id), snapshot, packs: written.packs })
+    Ok(Summary { id: Some(id), snapshot, packs, before: names_before })
 }
 
 /// Announces the run, unless it stores nothing, and loads the index.
