@@ -170,12 +170,19 @@ impl SessionGuard {
 
     /// If a session has died, takes over what it stored, and clears it away. The index is loaded.
     ///
+    /// A session of this machine before it was started last is not known to be dead for a day: another machine may have
+    /// the same name. What it stored is taken over nevertheless, so that a first upload goes on after a power failure:
+    /// that is safe beside a living session, too, which will index the same packs once more.
+    ///
     /// # Errors
     /// When the store fails.
     pub fn adopt_leftovers(&self, reporter: &Reporter) -> Result<()> {
-        let mut dead = self.others(&self.begun);
-        dead.retain(|s| s.is_dead(self.started));
-        if dead.is_empty() {
+        let others = self.others(&self.begun);
+        let is_before = |s: &&Running| {
+            s.session.as_ref().is_some_and(|s| s.host == self.session.host && s.boot != self.session.boot)
+        };
+        let dead: Vec<_> = others.iter().filter(|s| s.is_dead(self.started)).collect();
+        if dead.is_empty() && others.iter().find(is_before).is_none() {
             return Ok(());
         }
         self.adopt(reporter)?;

@@ -282,3 +282,38 @@ fn a_machine_that_was_never_there_fetches_few_objects() {
         assert_eq!(repo.snapshots(&Reporter::silent()).unwrap().len(), 40);
     }
 }
+
+#[test]
+fn what_was_stored_before_a_power_failure_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..30 {
+        fs::write(folder.path().join(n.to_string()), noise(n, 1 << 20)).unwrap();
+    }
+    let whole = {
+        let store = Arc::new(Memory::at(clock::now()));
+        init(store.clone());
+        let recorder = Arc::new(Faulty::recorder(store));
+        create(&open(recorder.clone()).unwrap(), folder.path(), 0).unwrap();
+        recorder.writes()
+    };
+    // All but the last, which ends the session of a run that is done.
+    for at in 1..whole - 1 {
+        let store = Arc::new(Memory::at(clock::now()));
+        let repo = init(store.clone());
+        let killed = Arc::new(Faulty::with(store.clone(), Fault::Killed, at));
+        assert!(create(&open(killed).unwrap(), folder.path(), 0).is_err());
+        // The machine was started again since, and its process numbers were given to others.
+        for path in sessions(&*store) {
+            let session =
+                control::open::<Session>(repo.keys(), Kind::Session, &store.get(&path, 1 << 20).unwrap(), &path);
+            let session = Session { boot: "another".into(), pid: 1, ..session.unwrap() };
+            store.put(&path, control::seal(repo.keys(), Kind::Session, &session).unwrap()).unwrap();
+        }
+        let packs = || store.list(layout::DATA_PACKS).unwrap();
+        let there: u64 = packs().iter().map(|l| l.bytes).sum();
+        create(&open(store.clone()).unwrap(), folder.path(), 1).unwrap();
+        let total: u64 = packs().iter().map(|l| l.bytes).sum();
+        assert!(total < 32 << 20, "killed at {at}: {there} bytes were there, {total} are");
+        assert_sound(&open(store.clone()).unwrap());
+    }
+}
