@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use snapshot::backend::Backend;
 use snapshot::backend::remote::{
-    Addressing, Credentials, Limits, Place, Remote, S3Settings, SftpSettings, Surroundings,
+    Addressing, Credentials, Limits, Options, Place, Remote, S3Settings, Service, SftpSettings, Surroundings,
 };
 use snapshot::error::{Error, Result};
 
@@ -22,7 +22,32 @@ pub fn backend(place: &Place, env: &Env, limits: Limits, surroundings: Surroundi
     Ok(Arc::new(match place {
         Place::Sftp(place) => Remote::sftp(place, sftp_settings(env)?, limits, surroundings)?,
         Place::S3(place) => Remote::s3(place, &s3_settings(env)?, limits, surroundings)?,
+        Place::Other(place) => Remote::other(place, options(env, place.service)?, limits, surroundings)?,
     }))
+}
+
+/// Which variables other services are set up by, and what OpenDAL calls that.
+fn options(env: &Env, service: Service) -> Result<Options> {
+    let known: &[(&str, &str)] = match service {
+        Service::Azblob => &[
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account_name"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "account_key"),
+            ("AZURE_STORAGE_SAS_TOKEN", "sas_token"),
+            ("AZURE_STORAGE_ENDPOINT", "endpoint"),
+        ],
+        Service::Gcs => &[("GOOGLE_APPLICATION_CREDENTIALS", "credential_path"), ("STORAGE_ENDPOINT", "endpoint")],
+        Service::B2 => &[
+            ("B2_APPLICATION_KEY_ID", "application_key_id"),
+            ("B2_APPLICATION_KEY", "application_key"),
+            ("B2_BUCKET_ID", "bucket_id"),
+        ],
+        Service::Webdav => {
+            &[("WEBDAV_USERNAME", "username"), ("WEBDAV_PASSWORD", "password"), ("WEBDAV_TOKEN", "token")]
+        }
+    };
+    let set =
+        |(variable, key): &(&str, &str)| Some(text(env, variable).transpose()?.map(|value| ((*key).to_owned(), value)));
+    known.iter().filter_map(set).collect()
 }
 
 fn sftp_settings(env: &Env) -> Result<SftpSettings> {

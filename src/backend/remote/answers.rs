@@ -121,6 +121,12 @@ fn element<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     rest.get(..rest.find('<')?)
 }
 
+/// Whether an answer was shorter or longer than its headers or the request say: OpenDAL has no kind for that.
+pub(super) fn is_of_another_length(error: &opendal::Error) -> bool {
+    let message = error.message();
+    ["got too little data", "got too much data"].iter().any(|words| message.contains(words))
+}
+
 /// What an error of OpenDAL means.
 pub(super) fn of_opendal(error: &opendal::Error) -> Failure {
     use std::error::Error as _;
@@ -148,6 +154,9 @@ pub(super) fn of_opendal(error: &opendal::Error) -> Failure {
     }
     if code == "AccessDenied" || error.kind() == ErrorKind::PermissionDenied {
         return of_status(StatusCode::FORBIDDEN, error.message().to_owned());
+    }
+    if is_of_another_length(error) {
+        return Failure::again("the answer has another length than it should");
     }
     if error.is_temporary() || error.kind() == ErrorKind::RateLimited {
         return Failure::again(error.message());

@@ -33,10 +33,20 @@ const METADATA: Duration = Duration::from_secs(2);
 /// Longest error text that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
+/// Which answers are put into words here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// All that are errors, but for what the caller understands.
+    S3,
+    /// Those that mean the same everywhere.
+    Other,
+}
+
 /// Sends requests.
 pub(super) struct Transport {
     client: reqwest::Client,
     line: Arc<Line>,
+    dialect: Dialect,
     /// Host and port of the service; requests elsewhere look for credentials.
     host: String,
     /// How far the server's clock is ahead of ours by its last answer, in seconds.
@@ -48,7 +58,7 @@ impl Transport {
     ///
     /// # Errors
     /// [`Error::Refused`] for certificates that can't be read.
-    pub fn new(line: Arc<Line>, host: String, authorities: Option<&[u8]>) -> Result<Self> {
+    pub fn new(line: Arc<Line>, dialect: Dialect, host: String, authorities: Option<&[u8]>) -> Result<Self> {
         // The first one of the process stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -67,7 +77,7 @@ impl Transport {
         let client = builder.build().map_err(|e| {
             Error::refused(format!("TLS can't be used: {}", root_cause(&e)), "install the package ca-certificates")
         })?;
-        Ok(Self { client, line, host, ahead: 0.into() })
+        Ok(Self { client, line, dialect, host, ahead: 0.into() })
     }
 
     fn is_ours(&self, uri: &Uri) -> bool {
@@ -100,7 +110,8 @@ impl Transport {
             std::mem::swap(headers, response.headers_mut());
         }
         let refuse = |e: http::Error| Failure::hopeless(e.to_string(), "report this with the service's name");
-        if status.is_success() || !is_ours {
+        let is_plain = self.dialect == Dialect::Other && !is_common(status);
+        if status.is_success() || is_plain || !is_ours {
             let length =
                 parts.headers_ref().and_then(|h| h.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
             return parts.body(self.body(response, length)).map_err(refuse);
@@ -199,6 +210,9 @@ fn kind_of(method: &Method, uri: &Uri) -> Kind {
         Method::GET => Kind::Get,
         Method::DELETE => Kind::Delete,
         Method::POST if asks("delete") => Kind::Delete,
+        // Google's and Backblaze's way to put, WebDAV's to list.
+        Method::POST if uri.path().starts_with("/upload") || uri.path().contains("b2_upload_file") => Kind::Put,
+        _ if method.as_str() == "PROPFIND" => Kind::List,
         _ => Kind::Other,
     }
 }
@@ -286,6 +300,11 @@ impl Body for Paced {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.bytes.len() as u64)
     }
+}
+
+/// Whether a status is an error that means the same in all services.
+fn is_common(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 401 | 403 | 429 | 500..=599) && status != StatusCode::NOT_IMPLEMENTED
 }
 
 /// Whether a status is handled by what made the request: there is none, a condition is not met, nothing in the range.

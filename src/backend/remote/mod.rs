@@ -1,4 +1,4 @@
-//! A repository on a network: S3 through OpenDAL, SFTP through the `ssh` of the system.
+//! A repository on a network: S3 and others through OpenDAL, SFTP through the `ssh` of the system.
 //!
 //! May depend on `id`, `error`, `format`, `crypto`. The only place with async code besides `local.rs`: calls block their
 //! thread until they are done, repeated where that helps (`retry.rs`), counted (`meter.rs`) and kept to the bandwidth
@@ -9,6 +9,8 @@ mod failure;
 mod http;
 mod limit;
 mod meter;
+mod objects;
+mod other;
 mod place;
 mod retry;
 mod s3;
@@ -27,7 +29,8 @@ use meter::Meter;
 use retry::{Call, Patience};
 
 pub use meter::{Requests, Usage};
-pub use place::{Place, S3Place, SftpPlace};
+pub use other::Options;
+pub use place::{OtherPlace, Place, S3Place, Service, SftpPlace};
 pub use retry::{Surroundings, Weight};
 pub use s3::{Addressing, Credentials, Settings as S3Settings};
 pub use sftp::Settings as SftpSettings;
@@ -67,7 +70,7 @@ pub struct Remote {
 }
 
 enum Store {
-    S3(s3::S3),
+    Objects(objects::Objects),
     Sftp(sftp::Sftp),
 }
 
@@ -78,7 +81,17 @@ impl Remote {
     /// [`Error::Refused`] for settings that make no sense.
     pub fn s3(place: &S3Place, settings: &S3Settings, limits: Limits, surroundings: Surroundings) -> Result<Self> {
         Self::build(limits, surroundings, |line| {
-            Ok((place.to_string(), Store::S3(s3::S3::new(place, settings, line)?)))
+            Ok((place.to_string(), Store::Objects(s3::open(place, settings, line)?)))
+        })
+    }
+
+    /// Uses a container of another service that OpenDAL knows. Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for settings that make no sense, and if the service was not built in.
+    pub fn other(place: &OtherPlace, settings: Options, limits: Limits, surroundings: Surroundings) -> Result<Self> {
+        Self::build(limits, surroundings, |line| {
+            Ok((place.to_string(), Store::Objects(other::open(place, settings, line)?)))
         })
     }
 
@@ -108,7 +121,7 @@ impl Remote {
             make(line.clone())?
         };
         let at = match &store {
-            Store::S3(s3) if !place.contains(&s3.host) => format!("{place} on {}", s3.host),
+            Store::Objects(objects) if !place.contains(&objects.host) => format!("{place} on {}", objects.host),
             _ => place.clone(),
         };
         Ok(Self { place, at, store, line, patience: Patience::new(surroundings), runtime })
@@ -132,7 +145,7 @@ impl Backend for Remote {
         let bytes = Bytes::from(bytes);
         self.run("write", path, || async {
             match &self.store {
-                Store::S3(s3) => s3.put(path, bytes.clone()).await,
+                Store::Objects(objects) => objects.put(path, bytes.clone()).await,
                 Store::Sftp(sftp) => sftp.put(path, bytes.clone()).await,
             }
         })
@@ -142,7 +155,7 @@ impl Backend for Remote {
         let bytes = Bytes::from(bytes);
         let is_new = self.run("write", path, || async {
             match &self.store {
-                Store::S3(s3) => s3.put_new(path, bytes.clone()).await,
+                Store::Objects(objects) => objects.put_new(path, bytes.clone()).await,
                 Store::Sftp(sftp) => sftp.put_new(path, bytes.clone()).await,
             }
         })?;
@@ -153,7 +166,7 @@ impl Backend for Remote {
     fn get(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>> {
         let got = self.run("read", path, || async {
             match &self.store {
-                Store::S3(s3) => s3.get(path, max_bytes).await,
+                Store::Objects(objects) => objects.get(path, max_bytes).await,
                 Store::Sftp(sftp) => sftp.get(path, max_bytes).await,
             }
         })?;
@@ -168,7 +181,7 @@ impl Backend for Remote {
         for _ in 0..SHORT_READS {
             let got = self.run("read", path, || async {
                 match &self.store {
-                    Store::S3(s3) => s3.get_range(path, offset, len).await,
+                    Store::Objects(objects) => objects.get_range(path, offset, len).await,
                     Store::Sftp(sftp) => sftp.get_range(path, offset, len).await,
                 }
             })?;
@@ -182,7 +195,7 @@ impl Backend for Remote {
     fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         let mut listed = self.run("list", folder, || async {
             match &self.store {
-                Store::S3(s3) => s3.list(folder).await,
+                Store::Objects(objects) => objects.list(folder).await,
                 Store::Sftp(sftp) => sftp.list(folder).await,
             }
         })?;
@@ -194,7 +207,7 @@ impl Backend for Remote {
         let Some(first) = paths.first() else { return Ok(()) };
         self.run("delete", first, || async {
             match &self.store {
-                Store::S3(s3) => s3.delete(paths).await,
+                Store::Objects(objects) => objects.delete(paths).await,
                 Store::Sftp(sftp) => sftp.delete(paths).await,
             }
         })
@@ -206,7 +219,7 @@ impl Backend for Remote {
 
     fn concurrency(&self) -> usize {
         match &self.store {
-            Store::S3(_) => s3::CONCURRENCY,
+            Store::Objects(_) => objects::CONCURRENCY,
             Store::Sftp(_) => sftp::CONCURRENCY,
         }
     }

@@ -15,6 +15,43 @@ pub enum Place {
     Sftp(SftpPlace),
     /// Objects below a prefix in a bucket.
     S3(S3Place),
+    /// Objects of another service.
+    Other(OtherPlace),
+}
+
+/// A service that OpenDAL knows, and that may be built in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Azure Blob Storage: `azblob://container/prefix`.
+    Azblob,
+    /// Google Cloud Storage: `gs://bucket/prefix`.
+    Gcs,
+    /// Backblaze B2: `b2://bucket/prefix`.
+    B2,
+    /// WebDAV: `webdav://host/path` and, without TLS, `webdav+http://host/path`.
+    Webdav,
+}
+
+/// Schemes of URLs, and what they mean.
+const SCHEMES: [(&str, Service); 5] = [
+    ("azblob", Service::Azblob),
+    ("gs", Service::Gcs),
+    ("b2", Service::B2),
+    ("webdav", Service::Webdav),
+    ("webdav+http", Service::Webdav),
+];
+
+/// Objects below a prefix in a container of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherPlace {
+    /// The service.
+    pub service: Service,
+    /// The scheme as it was given.
+    pub scheme: String,
+    /// The container, or the host and port of WebDAV.
+    pub container: String,
+    /// The prefix, without slashes at its ends; may be empty.
+    pub prefix: String,
 }
 
 /// A directory of a server that is reached by SSH.
@@ -57,6 +94,11 @@ impl Place {
             && (rest.starts_with("https://") || rest.starts_with("http://"))
         {
             return Some(service_url(rest).map(Self::S3));
+        }
+        if let Some((scheme, rest)) = url.split_once("://")
+            && let Some((_, service)) = SCHEMES.iter().find(|(known, _)| *known == scheme)
+        {
+            return Some(other(*service, scheme, rest).map(Self::Other));
         }
         url.strip_prefix("sftp:").and_then(scp_like).map(|place| place.map(Self::Sftp))
     }
@@ -131,6 +173,19 @@ fn service_url(url: &str) -> Result<S3Place> {
     }
 }
 
+/// `container[/prefix]`
+fn other(service: Service, scheme: &str, rest: &str) -> Result<OtherPlace> {
+    let (container, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.trim_matches('/');
+    if container.is_empty() || container.contains('@') {
+        return usage(format!(
+            "such a URL is {scheme}://{}/path",
+            if service == Service::Webdav { "host" } else { "container" }
+        ));
+    }
+    Ok(OtherPlace { service, scheme: scheme.to_owned(), container: container.to_owned(), prefix: prefix.to_owned() })
+}
+
 /// `bucket[/prefix]`
 fn bucket(endpoint: Option<String>, rest: &str) -> Result<S3Place> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -192,11 +247,19 @@ impl fmt::Display for S3Place {
     }
 }
 
+impl fmt::Display for OtherPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.container)?;
+        if self.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", self.prefix) }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sftp(place) => place.fmt(f),
             Self::S3(place) => place.fmt(f),
+            Self::Other(place) => place.fmt(f),
         }
     }
 }
@@ -208,14 +271,14 @@ mod tests {
     fn sftp(url: &str) -> SftpPlace {
         match Place::parse(url).unwrap().unwrap() {
             Place::Sftp(place) => place,
-            Place::S3(_) => panic!("{url}"),
+            _ => panic!("{url}"),
         }
     }
 
     fn s3(url: &str) -> S3Place {
         match Place::parse(url).unwrap().unwrap() {
             Place::S3(place) => place,
-            Place::Sftp(_) => panic!("{url}"),
+            _ => panic!("{url}"),
         }
     }
 
@@ -250,6 +313,22 @@ mod tests {
     }
 
     #[test]
+    fn other_services() {
+        for (url, service) in [
+            ("azblob://c/p", Service::Azblob),
+            ("gs://c/p/q", Service::Gcs),
+            ("b2://c", Service::B2),
+            ("webdav://h:8080/p", Service::Webdav),
+            ("webdav+http://h/p", Service::Webdav),
+        ] {
+            match Place::parse(url).unwrap().unwrap() {
+                Place::Other(place) => assert_eq!((place.service, &place.to_string()[..]), (service, url)),
+                _ => panic!("{url}"),
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_complete_is_wrong_usage() {
         for url in [
             "sftp://h",
@@ -264,6 +343,8 @@ mod tests {
             "s3://b/../p",
             "s3://b//p/q//r",
             "s3:https://h",
+            "gs://",
+            "webdav://user:secret@h/p",
         ] {
             assert_eq!(Place::parse(url).unwrap().unwrap_err().status(), 2, "{url}");
         }

@@ -193,10 +193,20 @@ fn whatever_happens_to_the_copies_changes_no_snapshot() {
 #[test]
 fn a_database_that_leans_on_older_pages_comes_back_in_few_requests() {
     let mut machine = Machine::new();
-    for turn in 0..12 {
-        night(&machine.source(), turn);
+    // As long as several stretches of a file that is read in the order of its pages.
+    let db = rusqlite::Connection::open(machine.source().join("app.db")).unwrap();
+    db.execute_batch(
+        "PRAGMA synchronous = OFF; WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 9000)
+         INSERT INTO t(b) SELECT hex(randomblob(1700)) FROM c",
+    )
+    .unwrap();
+    for turn in 0..6 {
         machine.create();
+        let sql = "UPDATE t SET b = ?1 || substr(b, 5) WHERE a % 97 = ?1 - 1000";
+        db.execute(sql, [(1000 + turn).to_string()]).unwrap();
     }
+    machine.create();
+    drop(db);
     let expected = portrait(&machine.source());
     let near = Arc::new(Faulty::recorder(machine.store.0.clone()));
     let repo = open(near.clone()).unwrap();
@@ -208,7 +218,7 @@ fn a_database_that_leans_on_older_pages_comes_back_in_few_requests() {
     machine.store.take_requests();
     assert_restores(&repo, newest.id, &machine.source(), &expected);
     let in_order_of_packs = machine.store.take_requests();
-    assert!(in_order_of_packs < in_order_of_pages, "{in_order_of_packs} and {in_order_of_pages}");
+    assert!(in_order_of_packs + 10 < in_order_of_pages, "{in_order_of_packs} and {in_order_of_pages}");
 }
 
 #[test]
