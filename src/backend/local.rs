@@ -150,9 +150,12 @@ impl Backend for Local {
     }
 
     fn get_range(&self, path: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
-        let options = options::ReadOptions { range: (offset..offset + len).into(), ..Default::default() };
-        let got = self.op.read_options(&self.key(path), options).map_err(|e| failed("read", path, &e))?.to_vec();
-        if got.len() as u64 == len { Ok(got) } else { Err(Error::corrupt(path, "it is cut short")) }
+        let options = options::ReadOptions { range: (offset..offset.saturating_add(len)).into(), ..Default::default() };
+        match self.op.read_options(&self.key(path), options) {
+            Ok(got) if got.len() as u64 == len => Ok(got.to_vec()),
+            Err(e) if e.kind() != ErrorKind::RangeNotSatisfied => Err(failed("read", path, &e)),
+            _ => Err(Error::corrupt(path, "it is cut short")),
+        }
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>> {

@@ -8,10 +8,13 @@
 
 mod application;
 mod archives;
+mod bad_luck;
 mod cli;
 mod coming_back;
+mod conformance;
 mod copying;
 mod diffs;
+mod far_away;
 mod faults;
 mod files;
 mod golden;
@@ -31,6 +34,7 @@ mod restoring_attributes;
 mod restoring_on;
 mod roles;
 mod selection;
+mod servers;
 mod sqlite;
 mod sqlite_load;
 mod sqlite_modes;

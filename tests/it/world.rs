@@ -62,6 +62,11 @@ impl World {
         self.variables.push((name, value.into()));
     }
 
+    /// The value of a variable that was set.
+    pub fn variable(&self, name: &str) -> OsString {
+        self.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone()
+    }
+
     /// Takes a variable away.
     pub fn unset(&mut self, name: &str) {
         self.variables.retain(|(known, _)| *known != name);

@@ -88,6 +88,7 @@ impl Transport {
     async fn exchange(&self, request: Request<Buffer>) -> Result<Response<HttpBody>, Failure> {
         let uri = request.uri().clone();
         let is_ours = self.is_ours(&uri);
+        let is_head = request.method() == Method::HEAD;
         self.line.meter.request(if is_ours { kind_of(request.method(), &uri) } else { Kind::Other });
         let sent = Arc::new(AtomicU64::new(0));
         let send = self.client.execute(self.prepare(request, sent.clone())?);
@@ -112,8 +113,9 @@ impl Transport {
         let refuse = |e: http::Error| Failure::hopeless(e.to_string(), "report this with the service's name");
         let is_plain = self.dialect == Dialect::Other && !is_common(status);
         if status.is_success() || is_plain || !is_ours {
-            let length =
-                parts.headers_ref().and_then(|h| h.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
+            let length = |h: &http::HeaderMap| h.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+            // An answer to HEAD has the length of what it does not bring.
+            let length = parts.headers_ref().and_then(length).filter(|_| !is_head);
             return parts.body(self.body(response, length)).map_err(refuse);
         }
         let text = self.answer(response).await?;
