@@ -250,9 +250,10 @@ impl Survey<'_> {
                 None => self.available(position).take(1).for_each(&mut take),
             }
         }
-        // What leans on the same segments follows each other, so that these are decoded once.
+        // What leans on the same segments follows each other, so that these are decoded once. Keys of millions of pieces
+        // would take more room than the pieces: they are found again when they are compared.
         let base = |place| self.index.bases(place).first().and_then(|base| self.index.find(&base.id));
-        pieces.sort_by_cached_key(|piece| (base(piece.place), piece.place, piece.id));
+        pieces.sort_unstable_by_key(|piece| (base(piece.place), piece.place, piece.id));
         pieces
     }
 }
