@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use snapshot::backend::Bundler;
 use snapshot::crypto::{BlobType, KdfCost, Keys, ObjectKey, Secret, TAG_BYTES};
 use snapshot::format::cbor::{self, Time};
 use snapshot::format::config::Config;
@@ -27,6 +28,7 @@ type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result {
     let keys = Keys::derive(&Secret([1; 32]));
+    bundles()?;
     config_and_slots(&keys)?;
     packs_and_indexes(&keys)?;
     trees()?;
@@ -50,6 +52,14 @@ fn put(target: &str, name: &str, parts: &[&[u8]]) -> Result {
 /// A piece of an input: its length, and itself.
 fn piece(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_le_bytes()[..], bytes].concat()
+}
+
+fn bundles() -> Result {
+    let mut bundler = Bundler::default();
+    for bytes in [&b""[..], b"an object", b"another object"] {
+        bundler.add(&format!("snapshots/{}", PackId(*blake3::hash(bytes).as_bytes())), bytes);
+    }
+    put("bundle", "three", &[&bundler.finish()])
 }
 
 fn config_and_slots(keys: &Keys) -> Result {
