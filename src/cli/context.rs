@@ -115,7 +115,7 @@ impl Context {
         let display = self.display.clone();
         let tell = Box::new(move |weight, text: &str| match weight {
             Weight::Detail => display.detail(|| text.to_owned()),
-            Weight::Notice => display.notice(text),
+            Weight::Notice => display.remark(text),
         });
         let limits = Limits { up: self.global.limit_upload, down: self.global.limit_download };
         let backend = location.backend(&self.env, limits, Surroundings { interrupted: &INTERRUPTED, tell })?;

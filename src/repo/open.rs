@@ -201,6 +201,7 @@ impl Repository {
                     // A prune may have replaced it since it was listed.
                     Err(Error::Missing { .. }) => loaded.complete = false,
                     Err(e) => {
+                        let e = self.only_this_object(e)?;
                         loaded.complete = false;
                         reporter.problem(Problem {
                             severity: Severity::Note,

@@ -193,7 +193,7 @@ impl Repository {
     /// The same error, if going on makes no sense.
     pub fn only_this_object(&self, error: Error) -> Result<Error> {
         match error {
-            Error::Storage { .. } if self.backend.list(layout::KEYS).is_err() => Err(error),
+            Error::Storage { .. } | Error::Remote { .. } if self.backend.list(layout::KEYS).is_err() => Err(error),
             Error::Interrupted | Error::File { .. } => Err(error),
             error => Ok(error),
         }

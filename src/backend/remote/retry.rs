@@ -86,6 +86,8 @@ impl Call<'_> {
 pub(super) struct Patience {
     /// Whether the server ever answered.
     reached: AtomicBool,
+    /// Whether patience came to its end, and nothing has succeeded since: then further calls have none.
+    gone: AtomicBool,
     /// Whether everyone was told that the server doesn't answer, and not yet that it does.
     told: AtomicBool,
     pace: Pace,
@@ -94,7 +96,8 @@ pub(super) struct Patience {
 
 impl Patience {
     pub fn new(surroundings: Surroundings) -> Self {
-        Self { reached: AtomicBool::new(false), told: AtomicBool::new(false), pace: PACE, surroundings }
+        let [reached, gone, told] = [false; 3].map(AtomicBool::new);
+        Self { reached, gone, told, pace: PACE, surroundings }
     }
 
     fn is_interrupted(&self) -> bool {
@@ -129,7 +132,9 @@ impl Patience {
                 Remedy::Contact => self.reached.load(Ordering::Relaxed),
             };
             let waited = since.get_or_insert_with(Instant::now).elapsed();
-            if !helps || waited > patience {
+            let is_over = waited > patience || self.gone.load(Ordering::Relaxed);
+            if !helps || is_over {
+                self.gone.fetch_or(helps && is_over, Ordering::Relaxed);
                 return Err(call.fail(failure));
             }
             let pause = pauses.next().unwrap_or(longest);
@@ -141,6 +146,7 @@ impl Patience {
 
     fn succeeded(&self) {
         self.reached.store(true, Ordering::Relaxed);
+        self.gone.store(false, Ordering::Relaxed);
         if self.told.swap(false, Ordering::Relaxed) {
             (self.surroundings.tell)(Weight::Notice, "the repository's server answers again");
         }
@@ -237,7 +243,14 @@ mod tests {
         let meter = Meter::default();
         let error = run::<()>(&patience, &meter, |_| Err(Failure::again("no answer"))).unwrap_err();
         assert_eq!(error.to_string(), "cannot read config at s3://b: no answer");
-        assert!(meter.usage().retries > 9, "{:?}", meter.usage());
+        let retries = meter.usage().retries;
+        assert!(retries > 9, "{retries}");
+        // Who asks after that is not kept waiting for as long once more, until something succeeds.
+        assert!(run::<()>(&patience, &meter, |_| Err(Failure::again("no answer"))).is_err());
+        assert_eq!(meter.usage().retries, retries);
+        run(&patience, &meter, |_| Ok(())).unwrap();
+        run(&patience, &meter, |n| if n == 0 { Err(Failure::again("no answer")) } else { Ok(()) }).unwrap();
+        assert_eq!(meter.usage().retries, retries + 1);
     }
 
     #[test]

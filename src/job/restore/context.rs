@@ -178,8 +178,9 @@ impl<'a> Context<'a> {
     /// What ends the whole restore: an interrupt, a target that is full, another restore at work in it, a server that is
     /// gone.
     pub(super) fn lose(&self, path: &Path, error: Error) -> Result<()> {
+        let error = if matches!(error, Error::Remote { .. }) { self.repo.only_this_object(error)? } else { error };
         let why = match &error {
-            Error::Interrupted | Error::Locked { .. } | Error::Remote { .. } => return Err(error),
+            Error::Interrupted | Error::Locked { .. } => return Err(error),
             Error::File { error: io, .. } if is_full(io) => return Err(error),
             _ if self.is_looking() && !self.options.dry_run => return Ok(()),
             Error::File { action, path: at, error: io } if at == path => format!("cannot {action} it: {io}"),

@@ -88,7 +88,10 @@ impl Run {
         mut each: impl FnMut(Range<usize>, Option<(&FrameReader, &[u8])>) -> Result<()>,
     ) -> Result<()> {
         let mut buffer = match self.read(repo) {
-            Err(e @ (Error::Remote { .. } | Error::Interrupted)) => return Err(e),
+            Err(e @ (Error::Remote { .. } | Error::Interrupted)) => {
+                repo.only_this_object(e)?;
+                Vec::new()
+            }
             read => read.unwrap_or_default(),
         };
         let from = self.parts.first().and_then(|p| p.reader.as_ref()).map_or(0, |r| r.range().0);
