@@ -38,6 +38,33 @@ pub(super) struct Link {
     _ssh: Child,
 }
 
+/// A connection in use for so many bytes, counted as long as this lives.
+pub(super) struct InUse {
+    link: Arc<Link>,
+    bytes: usize,
+}
+
+impl InUse {
+    pub fn new(link: Arc<Link>, bytes: usize) -> Self {
+        link.load.fetch_add(bytes, Ordering::Relaxed);
+        Self { link, bytes }
+    }
+}
+
+impl std::ops::Deref for InUse {
+    type Target = Link;
+
+    fn deref(&self) -> &Link {
+        &self.link
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.link.load.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 impl Link {
     /// Connects. `command`: what to run instead of `ssh`, understood by `sh`.
     pub async fn open(place: &SftpPlace, command: Option<&str>) -> Result<Self, Failure> {

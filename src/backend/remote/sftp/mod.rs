@@ -28,7 +28,7 @@ use crate::backend::Listed;
 use crate::crypto;
 use crate::format::cbor::Time;
 use crate::id::hex;
-use link::Link;
+use link::{InUse, Link};
 
 /// Requests at a time that fill most lines, even with parts of some hundred kilobytes.
 pub(super) const CONCURRENCY: usize = 8;
@@ -97,23 +97,24 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Shared {
     /// A connection for so many bytes.
-    async fn link(&self, bytes: usize) -> Result<Arc<Link>, Failure> {
+    async fn link(&self, bytes: usize) -> Result<InUse, Failure> {
+        let taken = |link| InUse::new(link, bytes);
         if let Some(link) = self.usable(bytes) {
-            return Ok(link);
+            return Ok(taken(link));
         }
         let _turn = self.connecting.lock().await;
         // Another may have made one meanwhile.
         if let Some(link) = self.usable(bytes) {
-            return Ok(link);
+            return Ok(taken(link));
         }
         self.line.meter.request(Kind::Other);
         let link = match Link::open(&self.place, self.settings.command.as_deref()).await {
             Ok(link) => Arc::new(link),
             // There is one at least: the server may allow no more.
-            Err(e) => return self.least_busy().ok_or(e),
+            Err(e) => return self.least_busy().map(taken).ok_or(e),
         };
         locked(&self.links).push(link.clone());
-        Ok(link)
+        Ok(taken(link))
     }
 
     fn least_busy(&self) -> Option<Arc<Link>> {

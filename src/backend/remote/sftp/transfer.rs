@@ -4,7 +4,6 @@
 use std::io::SeekFrom;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use openssh_sftp_client::error::{Error as SftpError, SftpErrorKind};
@@ -22,25 +21,6 @@ use crate::backend::remote::failure::Failure;
 const PIECE_BYTES: usize = 128 << 10;
 /// Pieces of one object under way at a time: 4 MiB.
 const PIECES: usize = 32;
-
-/// Bytes counted as under way on a connection as long as this lives.
-struct Load<'a> {
-    link: &'a Link,
-    bytes: usize,
-}
-
-impl<'a> Load<'a> {
-    fn new(link: &'a Link, bytes: usize) -> Self {
-        link.load.fetch_add(bytes, Ordering::Relaxed);
-        Self { link, bytes }
-    }
-}
-
-impl Drop for Load<'_> {
-    fn drop(&mut self) {
-        self.link.load.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Waits for one of the pieces under way.
 async fn next<T: 'static>(link: &Link, pieces: &mut JoinSet<Result<T, SftpError>>) -> Result<Option<T>, Failure> {
@@ -70,7 +50,6 @@ pub(super) async fn create(link: &Link, path: &str) -> Result<File, Failure> {
 
 /// Writes a file, has it synced, and sees that all of it is there.
 pub(super) async fn fill(shared: &Shared, link: &Link, file: &mut File, bytes: Bytes) -> Result<(), Failure> {
-    let _load = Load::new(link, bytes.len());
     let len = bytes.len() as u64;
     if let Err(e) = send(shared, link, file, bytes).await {
         return Err(explained(link, shared, e).await);
@@ -180,7 +159,6 @@ pub(super) async fn read_whole(
     max_bytes: u64,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let mut file = soon(link, link.protocol.options().read(true).open(path)).await?;
-    let _load = Load::new(link, PIECE_BYTES);
     // Most are short: the first piece is asked for together with the length.
     let first = tokio::spawn(read_piece(file.clone(), 0, PIECE_BYTES, shared.line.clone()));
     let len = soon(link, file.metadata()).await?.len().unwrap_or_default();
@@ -207,7 +185,6 @@ pub(super) async fn read_range(
     offset: u64,
     len: u64,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let _load = Load::new(link, usize::try_from(len).unwrap_or_default());
     let file = soon(link, link.protocol.options().read(true).open(path)).await?;
     read_pieces(shared, link, &file, offset, len).await
 }
