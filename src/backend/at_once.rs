@@ -28,6 +28,18 @@ pub fn at_once<T: Sync, R: Send>(backend: &dyn Backend, all: &[T], act: impl Fn(
     done.into_iter().map(|(_, out)| out).collect()
 }
 
+/// Does two things, at the same time where each waits for a server.
+pub fn both<A, B: Send>(backend: &dyn Backend, one: impl FnOnce() -> A, other: impl FnOnce() -> B + Send) -> (A, B) {
+    if backend.concurrency() <= 1 {
+        return (one(), other());
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ pub mod remote;
 use crate::error::Result;
 use crate::format::cbor::Time;
 
-pub use at_once::at_once;
+pub use at_once::{at_once, both};
 pub use bundle::{Bundler, MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
 pub use cached::Cached;
 pub use copies::DEFAULT_CACHE_BYTES;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Repository, unlock};
-use crate::backend::{Backend, Cached, layout};
+use crate::backend::{Backend, Cached, Listed, both, layout};
 use crate::crypto::{Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::MAX_CONFIG_BYTES;
@@ -19,6 +19,8 @@ type Found = Result<(Config, Vec<u8>)>;
 /// A repository that is not open.
 pub struct Closed {
     backend: Arc<dyn Backend>,
+    /// The key slots, as listed.
+    slots: Result<Vec<Listed>>,
     first: Found,
     copy: OnceCell<Found>,
 }
@@ -38,10 +40,10 @@ impl Closed {
     /// # Errors
     /// [`Error::NoRepository`], [`Error::Unsupported`], or why neither the config nor its copy can be had.
     pub fn find(backend: Arc<dyn Backend>) -> Result<Self> {
-        let (first, copy) = (read(&*backend, layout::CONFIG), OnceCell::new());
-        let Err(error) = first else { return Ok(Self { backend, first, copy }) };
+        let (first, slots) = both(&*backend, || read(&*backend, layout::CONFIG), || backend.list(layout::KEYS));
+        let Err(error) = first else { return Ok(Self { backend, slots, first, copy: OnceCell::new() }) };
         match (read(&*backend, layout::CONFIG_COPY), error) {
-            (Ok(found), error) => Ok(Self { backend, first: Err(error), copy: OnceCell::from(Ok(found)) }),
+            (Ok(found), error) => Ok(Self { backend, slots, first: Err(error), copy: OnceCell::from(Ok(found)) }),
             (Err(Error::Missing { .. }), Error::Missing { .. }) => Err(Error::NoRepository { at: backend.describe() }),
             // Of a place that holds no config that makes sense, a wrong key is not the thing to say.
             (_, error @ Error::Unsupported { .. }) | (Err(error @ Error::Unsupported { .. }), _) | (_, error) => {
@@ -68,12 +70,13 @@ impl Closed {
     ///
     /// # Errors
     /// [`Error::WrongKey`], or damage to the key slots or to both configs.
-    pub fn open(self, unlock: &Unlock, secret: &str, reporter: &Reporter) -> Result<Repository> {
+    pub fn open(mut self, unlock: &Unlock, secret: &str, reporter: &Reporter) -> Result<Repository> {
+        let slots = std::mem::replace(&mut self.slots, Ok(Vec::new()))?;
         let right = |master: &Secret| {
             let keys = Keys::derive(master);
             authentic(&keys, &self.first).or_else(|| authentic(&keys, self.copy())).is_some()
         };
-        let opened = unlock::find_master(&*self.backend, unlock, secret, &right)?;
+        let opened = unlock::find_master(&*self.backend, &slots, unlock, secret, &right)?;
         let keys = Keys::derive(&opened.0);
         let config = if let Some(config) = authentic(&keys, &self.first) {
             config.clone()

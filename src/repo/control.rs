@@ -87,7 +87,7 @@ impl Repository {
     }
 
     /// Snapshots as they were made, without their marks.
-    fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
+    pub(super) fn read_snapshots_in(&self, folder: &str) -> Result<(Vec<Named>, Vec<Lost>)> {
         Ok(self.read_listed_snapshots(self.backend.list(folder)?))
     }
 

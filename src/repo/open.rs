@@ -9,7 +9,7 @@ use super::segments::BaseCache;
 use super::strays::Strays;
 use super::unlock::Opened;
 use super::{Closed, Condemnation, Live, Lost, Repository, unlock};
-use crate::backend::{Backend, Listed, at_once, layout};
+use crate::backend::{Backend, Listed, at_once, both, layout};
 use crate::crypto::{KdfCost, Keys, Secret};
 use crate::error::{Error, Result};
 use crate::format::config::Config;
@@ -142,11 +142,15 @@ impl Repository {
     /// # Errors
     /// When the store can't be listed.
     pub fn load_index(&self, reporter: &Reporter) -> Result<()> {
-        let condemned = self.condemned(reporter).or_else(|e| {
-            reporter.warn(Severity::Note, layout::LIVE, self.only_this_object(e)?);
-            Ok::<_, Error>(Vec::new())
-        })?;
-        self.load_index_after(&condemned, reporter)
+        let condemned = || {
+            self.condemned(reporter).or_else(|e| {
+                reporter.warn(Severity::Note, layout::LIVE, self.only_this_object(e)?);
+                Ok::<_, Error>(Vec::new())
+            })
+        };
+        // Who only reads finds out in either order what a prune has deleted.
+        let (condemned, listed) = both(&*self.backend, condemned, || self.backend.list(layout::INDEX));
+        self.load_index_after(listed?, &condemned?, reporter)
     }
 
     /// Does the same for whoever will rely on the packs that the index names: without every record of condemned packs,
@@ -155,14 +159,14 @@ impl Repository {
     /// # Errors
     /// When the store fails to list anything or to hand out such a record.
     pub fn load_index_to_write(&self, live: &Live, reporter: &Reporter) -> Result<()> {
+        // The records come before the index: were a pack deleted between the two, its record would be gone, and the pack
+        // of the older index would pass for one that may be relied on.
         let condemned = self.records(live, reporter)?;
-        self.load_index_after(&condemned, reporter)
+        self.load_index_after(self.backend.list(layout::INDEX)?, &condemned, reporter)
     }
 
-    /// The records come before the index: were a pack deleted between the two, its record would be gone, and the pack
-    /// of the older index would pass for one that may be relied on.
-    fn load_index_after(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<()> {
-        if !self.load_index_files(condemned, reporter)?.complete {
+    fn load_index_after(&self, listed: Vec<Listed>, condemned: &[Condemnation], reporter: &Reporter) -> Result<()> {
+        if !self.load_listed_index(listed, condemned, reporter)?.complete {
             self.adopt_packs(reporter)?;
         }
         Ok(())
@@ -173,7 +177,15 @@ impl Repository {
     /// # Errors
     /// When the store can't be listed.
     pub fn load_index_files(&self, condemned: &[Condemnation], reporter: &Reporter) -> Result<LoadedIndex> {
-        let listed = self.backend.list(layout::INDEX)?;
+        self.load_listed_index(self.backend.list(layout::INDEX)?, condemned, reporter)
+    }
+
+    fn load_listed_index(
+        &self,
+        listed: Vec<Listed>,
+        condemned: &[Condemnation],
+        reporter: &Reporter,
+    ) -> Result<LoadedIndex> {
         self.backend.want(&listed);
         // What is there already would be held beside what replaces it.
         self.replace_index(BlobIndex::default());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Named, Repository};
-use crate::backend::layout;
+use crate::backend::{both, layout};
 use crate::error::{Error, Result};
 use crate::format::MAX_TREE_DEPTH;
 use crate::format::tree::{Node, NodeKind};
@@ -130,11 +130,14 @@ impl Repository {
     }
 
     fn select_latest(&self, name: &str, back: usize, filter: &Filter, reporter: &Reporter) -> Result<Named> {
-        let marks = self.read_marks()?;
+        let found = || self.read_snapshots_in(layout::SNAPSHOTS);
+        let (marks, found) = both(&*self.backend, || self.read_marks(), found);
+        let marks = marks?;
         if !filter.tags.is_empty() {
             marks.report_lost(reporter, &format!("it may change which snapshot \"{name}\" with that tag stands for"));
         }
-        let (found, lost) = self.read_snapshots_with(&marks)?;
+        let (mut found, lost) = found?;
+        found.iter_mut().for_each(|named| marks.apply(named));
         for lost in lost {
             reporter.problem(Problem {
                 severity: Severity::Note,
@@ -157,13 +160,14 @@ impl Repository {
         if digits.len() < MIN_PREFIX_DIGITS || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(unknown());
         }
-        let mut listed = self.backend.list(layout::SNAPSHOTS)?;
+        let (listed, marks) = both(&*self.backend, || self.backend.list(layout::SNAPSHOTS), || self.read_marks());
+        let mut listed = listed?;
         listed.retain(|l| l.name().starts_with(&digits));
         match &listed[..] {
             [] => Err(unknown()),
             [one] => {
                 let mut named = self.read_snapshot_at(&one.path)?;
-                self.read_marks()?.apply(&mut named);
+                marks?.apply(&mut named);
                 Ok(named)
             }
             several => Err(Error::refused(

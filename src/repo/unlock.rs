@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::Repository;
-use crate::backend::{Backend, layout};
+use crate::backend::{Backend, Listed, layout};
 use crate::clock;
 use crate::crypto::{self, KdfCost, Secret};
 use crate::error::{Error, Result};
@@ -74,20 +74,20 @@ fn read_slot(backend: &dyn Backend, path: &str) -> ReadSlot {
 }
 
 /// All slots that are tried, by path.
-fn slots(backend: &dyn Backend) -> Result<Vec<(String, ReadSlot)>> {
-    let listed = backend.list(layout::KEYS)?;
-    Ok(listed.into_iter().take(MAX_SLOTS).map(|l| (l.path.clone(), read_slot(backend, &l.path))).collect())
+fn slots(backend: &dyn Backend, listed: &[Listed]) -> Vec<(String, ReadSlot)> {
+    listed.iter().take(MAX_SLOTS).map(|l| (l.path.clone(), read_slot(backend, &l.path))).collect()
 }
 
-/// Tries the secret on every slot, until one gives a master key that is `right`: an init that was cut off leaves a slot
+/// Tries the secret on every slot that is listed, until one gives a master key that is `right`: an init that was cut off leaves a slot
 /// with another. A slot that can't be read counts only if no other opens.
 pub(super) fn find_master(
     backend: &dyn Backend,
+    listed: &[Listed],
     unlock: &Unlock,
     what: &str,
     right: &dyn Fn(&Secret) -> bool,
 ) -> Result<(Secret, Opened)> {
-    let slots = slots(backend)?;
+    let slots = slots(backend, listed);
     let count = slots.len();
     let (mut broken, mut other) = (None, None);
     for (path, slot) in slots {
@@ -102,7 +102,7 @@ pub(super) fn find_master(
     if let Unlock::Password(text) = unlock
         && let Some(code) = std::str::from_utf8(text).ok().and_then(decode_recovery_code)
     {
-        return find_master(backend, &Unlock::RecoveryCode(code), what, right);
+        return find_master(backend, listed, &Unlock::RecoveryCode(code), what, right);
     }
     match (other, broken) {
         (Some(opened), _) => Ok(opened),
@@ -179,7 +179,8 @@ impl Repository {
                 last_wrote: last_wrote.get(&id).copied(),
             })
         };
-        Ok(slots(&*self.backend)?.into_iter().filter_map(describe).collect())
+        let listed = self.backend.list(layout::KEYS)?;
+        Ok(slots(&*self.backend, &listed).into_iter().filter_map(describe).collect())
     }
 
     /// When the newest snapshot or mark of each slot was made: forgotten snapshots count.

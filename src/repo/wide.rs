@@ -1,11 +1,12 @@
 //! Doing the same with many objects at once: as many as there are cores, or, where each waits for a server's answer, as
 //! many as the store answers best.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
 use super::Repository;
+use crate::backend::at_once;
 use crate::error::Result;
 
 /// Has everything that is done by many threads done by so many, or by one for each core if those are more: a few more
@@ -22,27 +23,18 @@ impl Repository {
     /// # Errors
     /// The first one.
     pub fn for_each<T: Sync>(&self, items: &[T], act: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-        let threads = self.backend.concurrency().min(items.len());
-        if threads <= 1 {
+        if self.backend.concurrency() <= 1 {
             return items.par_iter().try_for_each(&act);
         }
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let work = || {
-            while !failed.load(Ordering::Relaxed)
-                && let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed))
-            {
-                act(item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+        let failed = AtomicBool::new(false);
+        let act = |item: &T| {
+            // What comes after a failure is left out.
+            if failed.load(Ordering::Relaxed) {
+                return Ok(());
             }
-            Ok(())
+            act(item).inspect_err(|_| failed.store(true, Ordering::Relaxed))
         };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            // All are waited for, whatever one of them says.
-            threads.into_iter().map(join).fold(Ok(()), Result::and)
-        })
+        at_once(&*self.backend, items, act).into_iter().collect()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::id::BlobId;
 
 /// Most threads that seal and store packs; how many there are, the store says. Each holds one pack of up to 12 MiB, and
 /// one is being gathered. Of a local store, one keeps up with two cores that compress.
-const MAX_UPLOADERS: usize = 3;
+const MAX_UPLOADERS: usize = 4;
 /// Small blobs are gathered into frames of about this size, in bytes.
 pub const GATHER_BYTES: usize = 1 << 20;
 

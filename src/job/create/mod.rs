@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::both;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::cbor::Time;
@@ -138,8 +139,11 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
         (None, None) => sources::default_name(&options.paths, &options.postgres)?,
     };
     let host = options.host.clone().unwrap_or_else(host);
-    let session = begin(repo, options, reporter)?;
-    let Generations { names: names_before, newest: older_snapshot } = repo.generations(&host, &source, reporter)?;
+    let session = if options.dry_run { None } else { Some(SessionGuard::start(repo, SessionKind::Write)?) };
+    let generations = || repo.generations(&host, &source, reporter);
+    let (loaded, generations) = both(repo.backend(), || load(repo, session.as_ref(), reporter), generations);
+    loaded?;
+    let Generations { names: names_before, newest: older_snapshot } = generations?;
     if let Some(Named { snapshot, .. }) = &older_snapshot {
         let totals = &reporter.progress;
         totals.bytes_total.store(snapshot.counts.bytes, std::sync::atomic::Ordering::Relaxed);
@@ -199,16 +203,11 @@ pub fn run(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Re
     Ok(Summary { id: Some(id), snapshot, packs, before: names_before })
 }
 
-/// Announces the run, unless it stores nothing, and loads the index.
-fn begin(repo: &Arc<Repository>, options: &Options, reporter: &Reporter) -> Result<Option<SessionGuard>> {
-    if options.dry_run {
-        repo.load_index_to_write(&repo.live()?, reporter)?;
-        return Ok(None);
-    }
-    let session = SessionGuard::start(repo, SessionKind::Write)?;
+/// Loads the index, and what killed runs left; without a session, for a run that stores nothing, as it is.
+fn load(repo: &Repository, session: Option<&SessionGuard>, reporter: &Reporter) -> Result<()> {
+    let Some(session) = session else { return repo.load_index_to_write(&repo.live()?, reporter) };
     repo.load_index_to_write(session.begun(), reporter)?;
-    session.adopt_leftovers(reporter)?;
-    Ok(Some(session))
+    session.adopt_leftovers(reporter)
 }
 
 /// Makes sure of what was stored and of what it relies on. Whether this run was so quick that another would have been seen

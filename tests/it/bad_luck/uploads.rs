@@ -1,12 +1,14 @@
 //! Large uploads that are cut off: by a kill, by a server that ends, by a network that is away, by a full disk.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Diary;
 use crate::picture;
-use crate::servers::proxy::Proxy;
+use crate::servers::proxy::{Fate, Proxy};
 use crate::servers::s3::{self, S3};
 use crate::servers::sshd::{self, Sshd};
 use crate::servers::wire::Wire;
@@ -73,10 +75,24 @@ fn killed_in_the_middle_s3() {
     let world = world_with_s3(&proxy.url(), &bucket);
     world.ok(["init"]);
     fill(&world, total);
-    proxy.set_pace(40 * MIB, 0);
-    let left = || proxy.seen().iter().filter(|r| r.is_put()).map(|r| r.bytes as u64).sum();
-    create_and(&world, left, total, |child| child.kill().unwrap());
-    proxy.set_pace(0, 0);
+    // The last packs are held back until the kill.
+    let (sent, held) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
+    let (is_held, over) = (held.clone(), Arc::new(AtomicBool::new(false)));
+    let is_over = over.clone();
+    proxy.set_fate(move |request| {
+        let bytes = request.bytes as u64;
+        if !request.is_put() || sent.fetch_add(bytes, Ordering::SeqCst) + bytes < total - 12 * MIB {
+            return Fate::Good;
+        }
+        is_held.store(true, Ordering::SeqCst);
+        while !is_over.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Fate::Unheard
+    });
+    create_and(&world, || u64::from(held.load(Ordering::SeqCst)), 1, |child| child.kill().unwrap());
+    over.store(true, Ordering::SeqCst);
+    proxy.be_good();
     let mut objects = server.objects(&bucket);
     objects.retain(|(key, _)| key.contains("packs/d/"));
     let arrived = objects.iter().map(|(_, bytes)| bytes).sum::<u64>();

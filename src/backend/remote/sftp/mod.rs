@@ -5,16 +5,18 @@
 //! written under a temporary name, synced, measured, and renamed; then synced once more, which takes the new name to
 //! the disk of all usual file systems.
 
+mod folder;
 mod link;
 mod said;
 mod transfer;
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use openssh_sftp_client::error::{Error as SftpError, SftpErrorKind};
 use openssh_sftp_client::metadata::Permissions;
 use tokio::sync::Semaphore;
@@ -36,10 +38,11 @@ pub(super) const CONCURRENCY: usize = 8;
 const MAX_LINKS: usize = 4;
 /// Bytes under way on a connection before another one is made.
 const LINK_BYTES: usize = 1 << 20;
+/// Large objects that are sent at a time: when they all come to their end at once, which is some answers later, the next
+/// one has the line for itself.
+const BODIES: usize = 3;
 /// Folders that are listed, and files that are deleted, at a time.
 const SMALL_REQUESTS: usize = 64;
-/// Requests for the names in one folder at a time.
-const LIST_REQUESTS: usize = 4;
 /// Folders within folders: a repository has three.
 const MAX_DEPTH: usize = 8;
 /// For how long nothing may move.
@@ -66,6 +69,10 @@ struct Shared {
     links: Mutex<Vec<Arc<Link>>>,
     /// Connections are made one at a time: a server may refuse many that knock at once.
     connecting: tokio::sync::Mutex<()>,
+    /// Large objects on their way to the server at a time.
+    bodies: Semaphore,
+    /// Folders that are there.
+    folders: Mutex<HashSet<String>>,
 }
 
 /// Deadline of a single request.
@@ -97,24 +104,33 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Shared {
     /// A connection for so many bytes.
-    async fn link(&self, bytes: usize) -> Result<InUse, Failure> {
-        let taken = |link| InUse::new(link, bytes);
-        if let Some(link) = self.usable(bytes) {
-            return Ok(taken(link));
+    async fn link(self: &Arc<Self>, bytes: usize) -> Result<InUse, Failure> {
+        if let Some(link) = self.least_busy() {
+            if self.is_another_wanted(&link, bytes) {
+                let shared = self.clone();
+                // Nobody waits for it, and the server may allow no more.
+                tokio::spawn(async move {
+                    if let Ok(_turn) = shared.connecting.try_lock() {
+                        let _ = shared.connect().await;
+                    }
+                });
+            }
+            return Ok(InUse::new(link, bytes));
         }
         let _turn = self.connecting.lock().await;
         // Another may have made one meanwhile.
-        if let Some(link) = self.usable(bytes) {
-            return Ok(taken(link));
-        }
-        self.line.meter.request(Kind::Other);
-        let link = match Link::open(&self.place, self.settings.command.as_deref()).await {
-            Ok(link) => Arc::new(link),
-            // There is one at least: the server may allow no more.
-            Err(e) => return self.least_busy().map(taken).ok_or(e),
+        let link = match self.least_busy() {
+            Some(link) => link,
+            None => self.connect().await?,
         };
+        Ok(InUse::new(link, bytes))
+    }
+
+    async fn connect(&self) -> Result<Arc<Link>, Failure> {
+        self.line.meter.request(Kind::Other);
+        let link = Arc::new(Link::open(&self.place, self.settings.command.as_deref()).await?);
         locked(&self.links).push(link.clone());
-        Ok(taken(link))
+        Ok(link)
     }
 
     fn least_busy(&self) -> Option<Arc<Link>> {
@@ -123,11 +139,8 @@ impl Shared {
         links.iter().min_by_key(|link| link.load.load(Ordering::Relaxed)).cloned()
     }
 
-    fn usable(&self, bytes: usize) -> Option<Arc<Link>> {
-        let best = self.least_busy()?;
-        let load = best.load.load(Ordering::Relaxed);
-        let is_enough = bytes == 0 || load < LINK_BYTES || locked(&self.links).len() >= MAX_LINKS;
-        is_enough.then_some(best)
+    fn is_another_wanted(&self, best: &Link, bytes: usize) -> bool {
+        bytes > 0 && best.load.load(Ordering::Relaxed) >= LINK_BYTES && locked(&self.links).len() < MAX_LINKS
     }
 
     fn full(&self, path: &str) -> String {
@@ -191,13 +204,14 @@ impl Shared {
 
     /// Writes under a temporary name, has it synced, sees that all of it is there, and gives it its own name. `false`: the
     /// name is taken. Folders are made when it turns out that they are missing.
-    async fn publish(&self, path: &str, bytes: Bytes, replaces: bool) -> Result<bool, Failure> {
+    async fn publish(self: &Arc<Self>, path: &str, bytes: Bytes, replaces: bool) -> Result<bool, Failure> {
         let link = self.link(bytes.len()).await?;
         let name = crypto::random::<16>().map_err(|e| Failure::hopeless(e.to_string(), "run the command again"))?;
         let temporary = format!("{TEMPORARY}{}", hex(&name));
         let (from, to) = (self.full(&temporary), self.full(path));
         self.line.meter.request(Kind::Put);
-        let mut file = match transfer::create(&link, &from).await {
+        let (created, ()) = tokio::join!(biased; transfer::create(&link, &from), self.expect_folder(&link, path));
+        let mut file = match created {
             Err(e) if e.remedy == Remedy::Missing => {
                 self.make_folder(&link, &temporary).await?;
                 transfer::create(&link, &from).await
@@ -222,8 +236,21 @@ impl Shared {
         done.map_err(unmissed)
     }
 
+    /// Makes a folder of many, which is probably missing, while something else is waited for. Whether it could be made
+    /// shows when it is used.
+    async fn expect_folder(&self, link: &Link, path: &str) {
+        let Some((folder, _)) = path.rsplit_once('/').filter(|(folder, _)| folder.contains('/')) else { return };
+        if locked(&self.folders).insert(format!("{folder}/")) {
+            self.line.meter.request(Kind::Other);
+            let mut fs = link.protocol.fs();
+            let mut builder = fs.dir_builder();
+            builder.permissions(Permissions::from(0o700));
+            let _ = timeout(STALL, builder.create(self.full(folder))).await;
+        }
+    }
+
     /// The objects in one folder, and the folders in it.
-    async fn list_one(&self, folder: String) -> Result<(Vec<Listed>, Vec<String>), Failure> {
+    async fn list_one(self: Arc<Self>, folder: String) -> Result<(Vec<Listed>, Vec<String>), Failure> {
         let link = self.link(0).await?;
         self.line.meter.request(Kind::List);
         let mut fs = link.protocol.fs();
@@ -231,8 +258,7 @@ impl Shared {
             Err(e) if e.remedy == Remedy::Missing => return Ok(Default::default()),
             dir => dir?,
         };
-        // A server tells some hundred names at a time: several requests are under way at once, and share what there is.
-        let mut entries = stream::select_all((0..LIST_REQUESTS).map(|_| Box::pin(dir.clone().read_dir())));
+        let mut entries = folder::entries(&dir);
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         while let Some(entry) = soon(&link, async { entries.next().await.transpose() }).await? {
             // No object has a name that is no text.
@@ -257,10 +283,11 @@ impl Shared {
                 _ => {}
             }
         }
+        locked(&self.folders).extend(folders.iter().cloned());
         Ok((files, folders))
     }
 
-    async fn delete_one(&self, path: String) -> Result<(), Failure> {
+    async fn delete_one(self: Arc<Self>, path: String) -> Result<(), Failure> {
         let link = self.link(0).await?;
         self.line.meter.request(Kind::Delete);
         match soon(&link, link.protocol.fs().remove_file(self.full(&path))).await {
@@ -318,8 +345,15 @@ where
 
 impl Sftp {
     pub fn new(place: SftpPlace, settings: Settings, line: Arc<Line>) -> Self {
-        let shared =
-            Shared { place, settings, line, links: Mutex::default(), connecting: tokio::sync::Mutex::default() };
+        let shared = Shared {
+            place,
+            settings,
+            line,
+            links: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            bodies: Semaphore::new(BODIES),
+            folders: Mutex::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -351,7 +385,7 @@ impl Sftp {
             if folders.is_empty() {
                 break;
             }
-            let list = |shared: Arc<Shared>, folder| async move { shared.list_one(folder).await };
+            let list = |shared: Arc<Shared>, folder| shared.list_one(folder);
             for (files, below) in each(&self.shared, std::mem::take(&mut folders), list).await? {
                 out.extend(files);
                 folders.extend(below);
@@ -361,7 +395,7 @@ impl Sftp {
     }
 
     pub async fn delete(&self, paths: &[String]) -> Result<(), Failure> {
-        let delete = |shared: Arc<Shared>, path| async move { shared.delete_one(path).await };
+        let delete = |shared: Arc<Shared>, path| shared.delete_one(path);
         each(&self.shared, paths.to_vec(), delete).await.map(drop)
     }
 }

@@ -19,6 +19,8 @@ use crate::backend::remote::failure::Failure;
 
 /// Bytes of a piece; servers take up to 255 KiB.
 const PIECE_BYTES: usize = 128 << 10;
+/// Every server takes so much at a time.
+const SMALL_BYTES: usize = 32 << 10;
 /// Pieces of one object under way at a time: 4 MiB.
 const PIECES: usize = 32;
 
@@ -51,11 +53,26 @@ pub(super) async fn create(link: &Link, path: &str) -> Result<File, Failure> {
 /// Writes a file, has it synced, and sees that all of it is there.
 pub(super) async fn fill(shared: &Shared, link: &Link, file: &mut File, bytes: Bytes) -> Result<(), Failure> {
     let len = bytes.len() as u64;
-    if let Err(e) = send(shared, link, file, bytes).await {
+    let mut other = file.clone();
+    let (sent, ends) = if bytes.len() <= shared.line.up.slice_bytes().min(SMALL_BYTES) {
+        shared.line.up.pass(bytes.len()).await;
+        shared.line.meter.sent(bytes.len());
+        let written = write_piece(file.clone(), 0, bytes);
+        // Servers do what concerns one file in the order of the requests (draft-ietf-secsh-filexfer-02, 6.1).
+        let (sent, synced, there) =
+            tokio::join!(biased; soon(link, written), sync(link, file), soon(link, other.metadata()));
+        (sent, Some((synced, there)))
+    } else {
+        let _turn = shared.bodies.acquire().await;
+        (send(shared, link, file, bytes).await, None)
+    };
+    if let Err(e) = sent {
         return Err(explained(link, shared, e).await);
     }
-    let mut other = file.clone();
-    let (synced, there) = tokio::join!(biased; sync(link, file), soon(link, other.metadata()));
+    let (synced, there) = match ends {
+        Some(ends) => ends,
+        None => tokio::join!(biased; sync(link, file), soon(link, other.metadata())),
+    };
     synced?;
     let there = there?.len();
     if there == Some(len) {
@@ -160,14 +177,15 @@ pub(super) async fn read_whole(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let mut file = soon(link, link.protocol.options().read(true).open(path)).await?;
     // Most are short: the first piece is asked for together with the length.
-    let first = tokio::spawn(read_piece(file.clone(), 0, PIECE_BYTES, shared.line.clone()));
-    let len = soon(link, file.metadata()).await?.len().unwrap_or_default();
+    let mut other = file.clone();
+    let first = other.read(PIECE_BYTES as u32, BytesMut::new());
+    let (first, metadata) = tokio::join!(biased; soon(link, first), soon(link, file.metadata()));
+    let len = metadata?.len().unwrap_or_default();
     if len > max_bytes {
         return Ok(None);
     }
-    let lost = |e: tokio::task::JoinError| Failure::again(e.to_string());
-    let first = first.await.map_err(lost)?.map_err(|e| failed(link, &e))?;
-    let mut out = first.to_vec();
+    let mut out = first?.map_or(Vec::new(), Vec::from);
+    shared.line.meter.received(out.len());
     if let Some(more) = len.checked_sub(out.len() as u64).filter(|more| *more > 0) {
         match read_pieces(shared, link, &file, out.len() as u64, more).await? {
             Some(rest) => out.extend(rest),
