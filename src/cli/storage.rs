@@ -41,9 +41,9 @@ pub fn to_text(usage: &Usage) -> String {
 pub fn estimate(summary: &Summary, asked: Usage) -> Usage {
     let stored = summary.snapshot.counts.bytes_stored;
     let mut all = asked;
-    // Packs and their index, the snapshot, and the session, whose folder is listed before, after and in between.
+    // Packs and their index, the snapshot, and the session, whose folder is listed twice more.
     all.requests.put += summary.packs + u64::from(summary.packs > 0) + 2;
-    all.requests.list += 3;
+    all.requests.list += 2;
     all.requests.delete += 1;
     all.bytes_up += stored;
     all

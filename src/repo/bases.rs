@@ -29,7 +29,8 @@ pub struct BasePages {
 
 impl BasePages {
     /// Room in `file` from `start` on for what segments at these places lean on; `None` if decoded bases can be kept in
-    /// memory, and segments are near: what is far away is better read in the order of the packs. The places are given stretch by stretch, in the order in which they will be decoded otherwise.
+    /// memory, and segments are near: what is far away is better read in the order of the packs. The places are given
+    /// stretch by stretch, in the order in which they will be decoded otherwise.
     pub fn plan(
         repo: &Repository,
         stretches: &[Vec<Place>],

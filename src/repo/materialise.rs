@@ -5,9 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
-use super::{BasePages, Repository};
+use super::{BasePages, FrameReader, Repository, Wanted, arrange};
 use crate::error::{Error, Result};
 use crate::format::pagemap::{LEAF_PAGES, PageRef, Root};
 use crate::format::segment::{Decoded, SlotSet};
@@ -86,36 +84,61 @@ impl Repository {
         let stretches: Vec<_> = stretches.into_values().collect();
         let own = file.try_clone().map_err(written)?;
         let aside = BasePages::plan(self, &stretches, page_bytes, (own, size));
-        let order =
-            |(stretch, leans, place, ..): &Segment| (if aside.is_some() { 0 } else { *stretch }, *leans, *place);
+        // Otherwise each is decoded once: the order of the packs is the best.
+        let in_stretches = aside.is_none() && !stretches.is_empty();
+        let order = |(stretch, leans, place, ..): &Segment| (if in_stretches { *stretch } else { 0 }, *leans, *place);
         segments.sort_by_key(order);
-        let write = |(.., place, id, pages): &Segment| {
-            reporter.check_interrupt()?;
+        let write = |(.., id, pages): &Segment, opened: Option<(&FrameReader, &[u8])>| {
             let wanted = pages.iter().map(|(_, at)| at.slot).collect();
-            let decoded = Arc::new(self.read_beside(id, *place, &wanted, aside.as_ref())?);
-            if aside.is_none() && !stretches.is_empty() {
+            let decoded = Arc::new(self.decode_beside(id, opened, &wanted, aside.as_ref())?);
+            if in_stretches {
                 self.remember_base(*id, &decoded);
             }
             write_pages(id, &decoded, pages, page_bytes.into(), &file)?;
             reporter.advance(pages.len() as u64 * u64::from(page_bytes), 0);
             Ok::<_, Error>(())
         };
-        let Some(aside) = &aside else { return segments.par_iter().try_for_each(write) };
+        let write_all = |segments: &[Segment]| {
+            let places = segments.iter().map(|(_, _, place, ..)| *place);
+            self.fetch_each(places, reporter, |n, opened| segments.get(n).map_or(Ok(()), |one| write(one, opened)))
+        };
+        let Some(aside) = &aside else { return write_all(&segments) };
         let (alone, leaning) = segments.split_at(segments.partition_point(|(_, leans, ..)| !leans));
-        alone.par_iter().try_for_each(write)?;
-        aside.bases(self).par_iter().try_for_each(|base| {
-            reporter.check_interrupt()?;
-            aside.set_aside(&base.id, &self.read_slots(&base.id, &base.slots)?)
+        write_all(alone)?;
+        let bases = aside.bases(self);
+        let places = bases.iter().map(|base| self.place(&base.id)).collect::<Result<Vec<_>>>()?;
+        self.fetch_each(places, reporter, |n, opened| {
+            let Some(base) = bases.get(n) else { return Ok(()) };
+            aside.set_aside(&base.id, &self.decode_beside(&base.id, opened, &base.slots, None)?)
         })?;
-        leaning.par_iter().try_for_each(write)
+        write_all(leaning)
     }
 
-    /// Reads a segment, with older pages that were set aside.
-    fn read_beside(&self, id: &BlobId, place: Place, wanted: &SlotSet, aside: Option<&BasePages>) -> Result<Decoded> {
-        let leans = aside.filter(|_| !self.index().bases(place).is_empty());
-        let decoded = leans.map(|aside| {
-            let reader = self.frame_reader(place)?;
-            aside.decode(self, id, &reader, &self.fetch(&reader)?)
+    /// Fetches the frames at these places, several at a time, and hands each on with its number.
+    fn fetch_each(
+        &self,
+        places: impl IntoIterator<Item = Place>,
+        reporter: &Reporter,
+        each: impl Fn(usize, Option<(&FrameReader, &[u8])>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let wanted = places.into_iter().enumerate().map(|(n, place)| Wanted { place, items: n..n + 1 });
+        self.for_each(&arrange(self, wanted.collect()), |run| {
+            reporter.check_interrupt()?;
+            run.each(self, |items, opened| each(items.start, opened))
+        })
+    }
+
+    /// Decodes a segment, with older pages that were set aside.
+    fn decode_beside(
+        &self,
+        id: &BlobId,
+        opened: Option<(&FrameReader, &[u8])>,
+        wanted: &SlotSet,
+        aside: Option<&BasePages>,
+    ) -> Result<Decoded> {
+        let decoded = opened.map(|(reader, body)| match aside.filter(|_| !reader.bases().is_empty()) {
+            Some(aside) => aside.decode(self, id, reader, body),
+            None => self.decode_segment(id, reader, body, 0),
         });
         match decoded {
             Some(Ok(decoded)) if decoded.present().holds(wanted) => Ok(decoded),

@@ -8,6 +8,7 @@ mod closed;
 mod control;
 mod copy;
 mod delta;
+mod fetch;
 mod live;
 mod marks;
 mod materialise;
@@ -46,6 +47,7 @@ pub use copy::{Piece, copy};
 #[cfg(test)]
 pub(crate) use delta::encode_delta;
 pub use delta::{SegmentPages, bases_of, encode_segment};
+pub use fetch::{Run, Wanted, arrange};
 pub use live::{Condemnation, Live, Running};
 pub use marks::{MarkNote, Marks};
 pub use needs::Needs;

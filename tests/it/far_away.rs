@@ -145,3 +145,46 @@ fn in_a_bucket() {
     let world = world_with_s3(&server.url(), &bucket);
     a_life(&world);
 }
+
+/// The estimate of a dry run is what the run comes to.
+#[test]
+fn what_a_night_would_cost() {
+    let server = s3::shared();
+    let world = world_with_s3(&server.url(), &server.new_bucket());
+    world.ok(["init"]);
+    fill(&world);
+    for n in 0..3 {
+        night(&world, n);
+        let cost = world.json(["create", "data", "--dry-run", "--cost"])["cost"].clone();
+        let real = world.json(["create", "data"])["storage"].clone();
+        let number = |of: &serde_json::Value, what: &str| of.pointer(what).unwrap().as_u64().unwrap();
+        for what in ["/requests/put", "/requests/list", "/requests/delete"] {
+            assert_eq!(number(&cost, what), number(&real, what), "{what} of {cost} and {real}");
+        }
+        let (expected, sent) = (number(&cost, "/bytes_up"), number(&real, "/bytes_up"));
+        assert!(expected.abs_diff(sent) < sent / 50 + 3000, "{expected} and {sent} bytes");
+    }
+}
+
+#[test]
+fn by_tls() {
+    let server = s3::shared();
+    let bucket = server.new_bucket();
+    let url = |host: &str, port: u16| format!("https://{host}:{port}");
+    let mut world = world_with_s3(&url("127.0.0.1", server.tls_port()), &bucket);
+    world.write("data/file", "something");
+    // Nobody vouches for the server.
+    world.run(["init"]).expect(1).names(["certificate is not to be trusted", "127.0.0.1", "AWS_CA_BUNDLE"]);
+    world.set("AWS_CA_BUNDLE", server.authority());
+    world.ok(["init"]);
+    world.ok(["create", "data"]);
+    let restored = world.restore("latest", "out");
+    picture::assert_same(&picture::of(&restored.join("data")), &picture::of(&world.work("data")));
+    // It is vouched for, but not by this name.
+    world.set("AWS_ENDPOINT_URL", url("localhost", server.tls_port()));
+    world.run(["list"]).expect(1).names(["certificate is not to be trusted", "localhost"]);
+    world.set("AWS_ENDPOINT_URL", url("127.0.0.1", server.port()));
+    world.run(["list"]).expect(1).names(["does not speak TLS", "127.0.0.1", "https or http"]);
+    world.set("AWS_CA_BUNDLE", world.work("data/file"));
+    world.run(["list"]).expect(1).names(["AWS_CA_BUNDLE"]);
+}

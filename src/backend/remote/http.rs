@@ -70,9 +70,12 @@ impl Transport {
             .tcp_keepalive_interval(KEEP_ALIVE)
             .tcp_keepalive_retries(3);
         if let Some(pem) = authorities {
-            let refuse =
-                |e| Error::refused(format!("the certificates given are no PEM file: {e}"), "check AWS_CA_BUNDLE");
-            builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem).map_err(refuse)?);
+            let refuse = |why: &str| Error::refused(format!("no certificates are given: {why}"), "check AWS_CA_BUNDLE");
+            let trusted = reqwest::Certificate::from_pem_bundle(pem).map_err(|e| refuse(&e.to_string()))?;
+            if trusted.is_empty() {
+                return Err(refuse("there is none in the file, as PEM"));
+            }
+            builder = builder.tls_certs_only(trusted);
         }
         let client = builder.build().map_err(|e| {
             Error::refused(format!("TLS can't be used: {}", root_cause(&e)), "install the package ca-certificates")

@@ -14,7 +14,6 @@ use rayon::prelude::*;
 
 use super::context::Context;
 use super::existing::Reuse;
-use super::fetch::{self, Wanted};
 use super::in_place;
 use super::reuse::open_regular;
 use super::verify;
@@ -24,7 +23,7 @@ use crate::format::pagemap::{LEAF_PAGES, Root};
 use crate::format::segment::{Base, Decoded, SlotSet};
 use crate::id::{BlobId, PageHash};
 use crate::index::Place;
-use crate::repo::{BasePages, FrameReader};
+use crate::repo::{BasePages, FrameReader, Wanted, arrange};
 use crate::source::temporary::{Temporary, read_exact_at};
 
 /// Leaves that are dealt with at once: their pages are listed in some 5 MiB.
@@ -300,7 +299,7 @@ struct Fetching<'a> {
 impl Fetching<'_> {
     fn run(&self, window: &Window, some: Range<usize>) -> Result<()> {
         let (context, repo) = (self.context, self.context.repo);
-        repo.for_each(&fetch::arrange(repo, window.wanted(some)), |run| {
+        repo.for_each(&arrange(repo, window.wanted(some)), |run| {
             context.reporter.check_interrupt()?;
             run.each(repo, |items, opened| {
                 let pages = window.pages.get(items).unwrap_or_default();
@@ -323,7 +322,7 @@ impl Fetching<'_> {
         let (context, repo) = (self.context, self.context.repo);
         let wanted = |(n, base): (usize, &Base)| Ok(Wanted { place: repo.place(&base.id)?, items: n..n + 1 });
         let wanted = bases.iter().enumerate().map(wanted).collect::<Result<Vec<_>>>()?;
-        repo.for_each(&fetch::arrange(repo, wanted), |run| {
+        repo.for_each(&arrange(repo, wanted), |run| {
             context.reporter.check_interrupt()?;
             run.each(repo, |items, opened| {
                 let Some(base) = bases.get(items.start) else { return Ok(()) };

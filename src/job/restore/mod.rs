@@ -14,7 +14,6 @@ mod database;
 mod delete;
 mod dry;
 mod existing;
-mod fetch;
 mod files;
 mod in_place;
 mod keep;

@@ -13,13 +13,12 @@ use rayon::prelude::*;
 use super::context::Context;
 use super::display;
 use super::existing::Reuse;
-use super::fetch::{self, Wanted};
 use crate::crypto::BlobType;
 use crate::error::{Error, Result};
 use crate::format::tree::Node;
 use crate::id::BlobId;
 use crate::index::Place;
-use crate::repo::{FrameReader, Repository};
+use crate::repo::{FrameReader, Repository, Wanted, arrange};
 use crate::report::Severity;
 use crate::source::exclusive::Exclusive;
 use crate::source::target::Folder;
@@ -284,7 +283,7 @@ pub(super) fn write_batch(context: &Context<'_>, files: &[File], mut pieces: Vec
         }
         next += frame.len();
     }
-    context.repo.for_each(&fetch::arrange(context.repo, wanted), |run| {
+    context.repo.for_each(&arrange(context.repo, wanted), |run| {
         context.reporter.check_interrupt()?;
         run.each(context.repo, |items, opened| {
             write_frame(context, files, pieces.get(items).unwrap_or_default(), opened)

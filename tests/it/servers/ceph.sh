@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# usage: ceph.sh DIR MON_PORT S3_PORT
+# usage: ceph.sh DIR MON_PORT S3_PORT TLS_PORT
 #
 # A real S3 server on the loopback: Ceph's RADOS Gateway over one monitor and one object store in memory, in the
 # foreground and without authentication among each other. Says "ready" when it answers, with a user whose keys are in
-# DIR/keys. Then each line of standard input is an order, answered with "done": `stop` and `start` the gateway, or
+# DIR/keys; by TLS too, with a certificate for 127.0.0.1 that DIR/authority.pem vouches for. Then each line of standard input is an order, answered with "done": `stop` and `start` the gateway, or
 # `admin ARGS` for radosgw-admin. When standard input ends, all of it ends and DIR goes.
 set -euo pipefail
-dir=$1 mon=$2 port=$3
+dir=$1 mon=$2 port=$3 tls=$4
 trap '' INT
 
 processes=()
@@ -56,7 +56,7 @@ mon_data = $dir/mon
 osd_data = $dir/osd
 [client.rgw]
 rgw_data = $dir/rgw
-rgw_frontends = beast endpoint=127.0.0.1:$port tcp_nodelay=1
+rgw_frontends = beast endpoint=127.0.0.1:$port ssl_endpoint=127.0.0.1:$tls ssl_certificate=$dir/server.pem ssl_private_key=$dir/server.key tcp_nodelay=1
 END
 export CEPH_CONF=$dir/ceph.conf
 
@@ -84,6 +84,11 @@ start() {
 }
 
 {
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \
+    -keyout authority.key -out authority.pem
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj '/CN=test server' -keyout server.key -out request.pem
+  openssl x509 -req -in request.pem -CA authority.pem -CAkey authority.key -CAcreateserial -days 30 \
+    -extfile <(echo 'subjectAltName = IP:127.0.0.1') -out server.pem
   ceph-authtool --create-keyring keyring --gen-key -n mon. --cap mon 'allow *'
   ceph-authtool keyring --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *'
   monmaptool --create --fsid "$fsid" --addv a "[v2:127.0.0.1:$mon/0]" monmap

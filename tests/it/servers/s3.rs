@@ -1,6 +1,6 @@
 //! A real S3 server: Ceph's RADOS Gateway, which tests share, each with a bucket of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,13 +10,19 @@ use super::script::Script;
 /// The user who owns all buckets: access key and secret key. The latter has what URLs and paths can stumble over.
 pub const OWNER: (&str, &str) = ("OWNER", "secret/of+the/owner");
 
-const PROGRAMS: [(&str, &str); 4] =
-    [("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common"), ("radosgw", "radosgw")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
+    ("ceph", "ceph-common"),
+    ("radosgw", "radosgw"),
+    ("openssl", "openssl"),
+];
 
 /// A server of its own.
 pub struct S3 {
     script: Script,
     port: u16,
+    tls_port: u16,
 }
 
 /// The server that tests share; those that stop it start one of their own.
@@ -28,8 +34,8 @@ pub fn shared() -> &'static S3 {
 impl S3 {
     /// Starts one; that takes two seconds.
     pub fn start() -> Self {
-        let (script, [_monitor, port]) = Script::start("ceph.sh", &PROGRAMS);
-        Self { script, port }
+        let (script, [_monitor, port, tls_port]) = Script::start("ceph.sh", &PROGRAMS);
+        Self { script, port, tls_port }
     }
 
     /// Its port on the loopback.
@@ -40,6 +46,16 @@ impl S3 {
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port for TLS; it has a certificate for 127.0.0.1.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    /// The certificate that vouches for the server's.
+    pub fn authority(&self) -> PathBuf {
+        self.script.dir().join("authority.pem")
     }
 
     /// Ends it at once, its connections too. What was stored stays.

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use super::{FrameReader, Repository};
 use crate::error::{Error, Result};
 use crate::index::Place;
-use crate::repo::{FrameReader, Repository};
 
 /// Most bytes that one read fetches, unless a single frame is longer.
 const READ_BYTES: u64 = 4 << 20;
 /// Reads are kept so small that there are about this many, for all threads to have work.
 const READS_WANTED: u64 = 32;
+
 /// How much is read at a time from a store.
 struct Sizes {
     /// Below this a read is not made smaller.
@@ -27,8 +28,10 @@ fn sizes(repo: &Repository) -> Sizes {
 }
 
 /// A frame, and which of the caller's items lie in it.
-pub(super) struct Wanted {
+pub struct Wanted {
+    /// Where it is.
     pub place: Place,
+    /// The items.
     pub items: Range<usize>,
 }
 
@@ -39,12 +42,12 @@ struct Part {
 }
 
 /// Frames that are fetched with one read.
-pub(super) struct Run {
+pub struct Run {
     parts: Vec<Part>,
 }
 
 /// Arranges frames, sorted by pack and frame, into reads.
-pub(super) fn arrange(repo: &Repository, wanted: Vec<Wanted>) -> Vec<Run> {
+pub fn arrange(repo: &Repository, wanted: Vec<Wanted>) -> Vec<Run> {
     let to_part = |w: Wanted| Part { reader: repo.frame_reader(w.place).ok(), items: w.items };
     let parts: Vec<Part> = wanted.into_iter().map(to_part).collect();
     let total: u64 = parts.iter().filter_map(|p| p.reader.as_ref()).map(|r| r.range().1).sum();
@@ -82,7 +85,7 @@ impl Run {
     ///
     /// # Errors
     /// What `each` returns; and that a server can't be reached, which would be no better one by one.
-    pub(super) fn each(
+    pub fn each(
         &self,
         repo: &Repository,
         mut each: impl FnMut(Range<usize>, Option<(&FrameReader, &[u8])>) -> Result<()>,
