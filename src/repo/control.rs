@@ -78,12 +78,18 @@ fn unflip(bytes: &[u8], name: [u8; 32]) -> Option<Vec<u8>> {
 
 impl Repository {
     pub(super) fn read_snapshot_at(&self, path: &str) -> Result<Named> {
+        let (id, bytes) = self.snapshot_bytes(path)?;
+        Ok(Named::new(id, Snapshot::open(&self.keys, &bytes, path)?))
+    }
+
+    /// The bytes of a snapshot or tomb, which have the hash that is its name.
+    fn snapshot_bytes(&self, path: &str) -> Result<(SnapshotId, Vec<u8>)> {
         let bytes = self.backend.get(path, MAX_CONTROL_BYTES as u64)?;
         let hash = SnapshotId(*blake3::hash(&bytes).as_bytes());
         if path.rsplit('/').next() != Some(&hash.to_string()) {
             return Err(Error::corrupt(path, "its contents do not have the hash that is its name"));
         }
-        Ok(Named::new(hash, Snapshot::open(&self.keys, &bytes, path)?))
+        Ok((hash, bytes))
     }
 
     /// Snapshots as they were made, without their marks.
@@ -193,9 +199,10 @@ impl Repository {
         Ok(id)
     }
 
-    /// Moves a snapshot from one folder to the other under its name: the copy is durable before the original goes.
+    /// Moves a snapshot from one folder to the other under its name: the copy is durable before the original goes, and
+    /// what came wrong from the store does not take the original's place.
     fn move_snapshot(&self, from: &str, to: &str) -> Result<()> {
-        let bytes = self.backend.get(from, MAX_CONTROL_BYTES as u64)?;
+        let (_, bytes) = self.snapshot_bytes(from)?;
         self.backend.put(to, bytes)?;
         self.backend.delete(&[from.to_owned()])
     }
@@ -221,7 +228,9 @@ impl Repository {
     /// # Errors
     /// When the store fails.
     pub fn bury_unreadable(&self, path: &str) -> Result<()> {
-        self.move_snapshot(path, &path.replacen(layout::SNAPSHOTS, layout::TOMBS, 1))
+        let bytes = self.backend.get(path, MAX_CONTROL_BYTES as u64)?;
+        self.backend.put(&path.replacen(layout::SNAPSHOTS, layout::TOMBS, 1), bytes)?;
+        self.backend.delete(&[path.to_owned()])
     }
 
     /// Takes a forgotten snapshot back. The tomb goes last, and must still be there after the snapshot is: a prune
@@ -231,7 +240,7 @@ impl Repository {
     /// [`Error::Refused`] if a prune was faster.
     pub fn unbury_snapshot(&self, id: SnapshotId) -> Result<()> {
         let (tomb, path) = (layout::tomb(id), layout::snapshot(id));
-        let bytes = self.backend.get(&tomb, MAX_CONTROL_BYTES as u64)?;
+        let (_, bytes) = self.snapshot_bytes(&tomb)?;
         self.backend.put(&path, bytes)?;
         match self.backend.get(&tomb, MAX_CONTROL_BYTES as u64) {
             Ok(_) => self.backend.delete(&[tomb]),

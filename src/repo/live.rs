@@ -2,10 +2,10 @@
 //! so that one listing shows them as they were at one moment.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::Repository;
-use super::session::{boot, host, own};
+use super::machine::{boot, host, is_running};
+use super::session::own;
 use crate::backend::{Listed, layout};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -123,7 +123,7 @@ impl Running {
             && s.host == host()
             && s.boot == boot()
         {
-            return !Path::new(&format!("/proc/{}", s.pid)).exists();
+            return !is_running(s.pid);
         }
         store_now.secs - self.last_seen.secs > SILENCE_SECS
     }

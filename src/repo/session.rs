@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::machine::{boot, host, process};
 use super::{Live, Repository, Running};
 use crate::backend::layout;
 use crate::clock;
@@ -229,17 +230,5 @@ impl Drop for SessionGuard {
 
 /// A session of this process.
 pub(super) fn own(kind: SessionKind) -> Session {
-    Session { kind, host: host(), boot: boot(), pid: std::process::id(), started: clock::now() }
-}
-
-/// This machine's name.
-pub fn host() -> String {
-    nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
-}
-
-/// This boot and process namespace, within which process numbers mean something.
-pub(super) fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", id.trim(), namespace.display())
+    Session { kind, host: host(), boot: boot(), pid: process(), started: clock::now() }
 }

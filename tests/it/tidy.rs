@@ -46,7 +46,7 @@ const CRATES: [(&str, &[&str]); 33] = [
     ("indicatif", &["cli/progress.rs"]),
     ("jiff", &["cli/", "job/policy.rs"]),
     ("minicbor", &["id.rs", "chunker.rs", "crypto.rs", "format/"]),
-    ("nix", &["repo/session.rs", "source/", "job/create/", "job/restore/"]),
+    ("nix", &["repo/machine.rs", "source/", "job/create/", "job/restore/"]),
     ("opendal", &["backend/local.rs", "backend/remote/"]),
     ("openssh_sftp_client", &["backend/remote/sftp/"]),
     ("rayon", &["format/index.rs", "index.rs", "repo/", "source/", "job/"]),

@@ -186,8 +186,8 @@ fn check_session(repo: &Repository, listed: &Listed, reporter: &Reporter) -> Res
     Ok(())
 }
 
-/// Whether the generations of each source lead to each other. Prunes take links out of a chain legitimately; what they
-/// never do is put another snapshot in the place of one.
+/// Whether the generations of each source lead to each other. Prunes take links out of a chain legitimately, and of two
+/// runs at once both make the same generation.
 fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
     let mut sources: BTreeMap<(&str, &str), BTreeMap<u64, Vec<&Named>>> = BTreeMap::new();
     let all = || snapshots.iter().chain(tombs);
@@ -214,14 +214,15 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
                 ),
                 // What was salvaged of a snapshot stands in its place, and the next one still names the snapshot itself.
                 None if twins.is_some_and(|twins| twins.iter().any(|t| t.snapshot.is_salvaged())) => {}
-                None if twins.is_some() => damage(
+                None if twins.is_some() => note(
                     reporter,
                     &what,
                     format!(
-                        "generation {before} of {host}:{source} is not the snapshot {} that it was made after: it was replaced",
+                        "generation {before} of {host}:{source} is not the snapshot {} that it was made after, which is \
+                         gone: there were two, of runs at once or of two machines with one name",
                         previous.short()
                     ),
-                    "compare it with `snapshot ls` before you rely on that generation",
+                    "nothing to do, unless you know of neither; `snapshot create --host` tells machines apart",
                 ),
                 None => last_gap = last_gap.max(Some((before, previous))),
             }

@@ -163,21 +163,22 @@ fn segments_that_lean_on_each_other_without_end() {
 }
 
 #[test]
-fn a_chain_of_generations_that_was_tampered_with() {
+fn one_of_two_snapshots_of_a_generation_is_gone() {
     let fixture = fixture();
     let [first, second] = fixture.snapshots;
     let store = copy(&fixture.objects);
     let repo = open(&store);
     let (all, _) = repo.read_snapshots().unwrap();
     let original = &all.iter().find(|n| n.id == first).unwrap().snapshot;
-    let other = Snapshot { tags: vec!["forged".into()], ..original.clone() };
+    let other = Snapshot { tags: vec!["other".into()], ..original.clone() };
     repo.put_snapshot(&other).unwrap();
     assert!(check(&repo, ReadData::None).1.is_empty(), "two of a generation: both were being made at the same time");
     store.delete(&[layout::snapshot(first)]).unwrap();
     let (_, problems) = check(&repo, ReadData::None);
-    let [one] = damages(&problems)[..] else { panic!("{problems:#?}") };
-    assert!(one.what == layout::snapshot(second), "{one:?}");
-    assert!(one.why.contains(&first.short()) && one.why.contains("replaced"), "{}", one.why);
+    // A prune may have taken it: whoever knows better is told which one.
+    assert!(damages(&problems).is_empty(), "{problems:#?}");
+    let one = problems.iter().find(|p| p.what == layout::snapshot(second)).unwrap();
+    assert!(one.why.contains(&first.short()) && one.why.contains("there were two"), "{}", one.why);
 }
 
 #[test]

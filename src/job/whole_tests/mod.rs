@@ -40,6 +40,7 @@ mod nights;
 mod picture;
 mod put_only;
 mod scale;
+mod simulation;
 
 use picture::{Picture, assert_same};
 
@@ -58,7 +59,15 @@ fn open(store: Arc<dyn Backend>) -> Result<Arc<Repository>> {
 
 /// Takes a snapshot of a directory, dated so many hours after the first.
 fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId> {
-    let options = create::Options {
+    let reporter = Reporter::silent();
+    let summary = create::run(repo, &options(source, hour), &reporter)?;
+    let unread: Vec<_> = reporter.problems().into_iter().filter(|p| p.severity == Severity::Source).collect();
+    assert!(unread.is_empty(), "everything of the source can be read: {unread:#?}");
+    Ok(summary.id.unwrap())
+}
+
+fn options(source: &Path, hour: u32) -> create::Options {
+    create::Options {
         paths: vec![source.to_path_buf()],
         named: None,
         stdin: None,
@@ -77,12 +86,7 @@ fn create(repo: &Arc<Repository>, source: &Path, hour: u32) -> Result<SnapshotId
         level: 1,
         spool_dir: std::env::temp_dir(),
         max_lock: Duration::from_secs(5),
-    };
-    let reporter = Reporter::silent();
-    let summary = create::run(repo, &options, &reporter)?;
-    let unread: Vec<_> = reporter.problems().into_iter().filter(|p| p.severity == Severity::Source).collect();
-    assert!(unread.is_empty(), "everything of the source can be read: {unread:#?}");
-    Ok(summary.id.unwrap())
+    }
 }
 
 /// A snapshot's part that was made from `source`.
