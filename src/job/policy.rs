@@ -3,11 +3,13 @@
 //! Each source (host and source) is judged by itself. Periods are those of UTC, wherever this runs, so that two
 //! machines never judge differently; weeks are those of ISO 8601, from Monday.
 //!
-//! Retention goes by the snapshots' own times, which whoever makes snapshots can forge. So a snapshot fills a slot
-//! only if its time is credible: not in the future, and in the order of its source's generations. Of generations that
-//! contradict each other, the largest set that is in order is believed, of equal ones the earlier generations. The
-//! others are kept, since it can't be known what they are, and fill no slot, so that they push nothing out; `forget`
-//! drops them.
+//! Retention goes by the times that snapshots say, which whoever makes snapshots can forge, and by when the store first
+//! had them, which only the store knows. A snapshot was made at the earlier of the two: a clock that was ahead does no
+//! harm. It fills a slot only if that is credible: not in the future, not long after the store had it, not stored long
+//! after one that was made later, and in the order of its source's generations. Of generations that contradict each
+//! other, the largest set that is in order is believed, of equal ones the earlier generations. The others are kept,
+//! since it can't be known what they are, and fill no slot, so that they push nothing out; `forget` drops them. What is
+//! stored within a day counts as stored at once, so that a repository may be copied.
 //!
 //! A pinned snapshot is kept whatever the rules say; it fills slots like any other.
 
@@ -24,6 +26,10 @@ use crate::repo::Named;
 pub const PINNED: &str = "pinned";
 /// How far ahead of this machine's clock a snapshot's time may be, in seconds.
 const CLOCK_TOLERANCE_SECS: i64 = 3600;
+/// How far the clock of the machine that made a snapshot may have been ahead of the store's, in seconds.
+const AHEAD_SECS: i64 = 2 * 86_400;
+/// What is stored within so many seconds counts as stored at once.
+const AT_ONCE_SECS: i64 = 86_400;
 
 /// What to keep. Each rule keeps by itself; a snapshot goes when none keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -103,7 +109,7 @@ pub fn apply(policy: &Policy, snapshots: Vec<Named>, now: Time) -> Result<Vec<Ve
 fn judge(policy: &Policy, group: &mut [Verdict], now: Time) -> bool {
     flag_incredible(group, now);
     let mut credible: Vec<&mut Verdict> = group.iter_mut().filter(|v| v.keep.is_empty()).collect();
-    credible.sort_by_key(|v| std::cmp::Reverse((v.named.snapshot.time, v.named.snapshot.generation, v.named.id)));
+    credible.sort_by_key(|v| std::cmp::Reverse((made(&v.named), v.named.snapshot.generation, v.named.id)));
     for (n, verdict) in (1..=policy.last.unwrap_or(0)).zip(&mut credible) {
         verdict.keep.push(if n == 1 { "last".into() } else { format!("last but {}", n - 1) });
     }
@@ -116,10 +122,10 @@ fn judge(policy: &Policy, group: &mut [Verdict], now: Time) -> bool {
     ] {
         keep_newest_of_each(&mut credible, count.unwrap_or(0), name, format);
     }
-    let newest = credible.first().map_or(i64::MAX, |v| v.named.snapshot.time.secs);
+    let newest = credible.first().map_or(i64::MAX, |v| made(&v.named).secs);
     for verdict in &mut credible {
-        let snapshot = &verdict.named.snapshot;
-        let within = policy.within.is_some_and(|secs| newest.saturating_sub(snapshot.time.secs) <= secs);
+        let age = newest.saturating_sub(made(&verdict.named).secs);
+        let within = policy.within.is_some_and(|secs| age <= secs);
         let mut reasons: Vec<_> = within.then(|| "within the span given".to_owned()).into_iter().collect();
         reasons.extend(policy.tags.iter().filter(|t| verdict.named.tags().contains(t)).map(|t| format!("tag {t}")));
         verdict.keep.append(&mut reasons);
@@ -137,7 +143,7 @@ fn keep_newest_of_each(newest_first: &mut [&mut Verdict], count: u32, name: &str
     let mut left = count;
     let mut last = None;
     for verdict in newest_first {
-        let period = utc(verdict.named.snapshot.time).map(|t| t.strftime(format).to_string());
+        let period = utc(made(&verdict.named)).map(|t| t.strftime(format).to_string());
         if left > 0 && last.as_ref() != Some(&period) {
             verdict.keep.push(format!("{name} {}", period.as_deref().unwrap_or("long ago")));
             left -= 1;
@@ -152,22 +158,45 @@ fn utc(time: Time) -> Option<jiff::Zoned> {
     Timestamp::new(time.secs, nanos).ok().map(|t| t.to_zoned(TimeZone::UTC))
 }
 
+/// When a snapshot was made, at the latest.
+fn made(named: &Named) -> Time {
+    named.stored.map_or(named.snapshot.time, |stored| stored.min(named.snapshot.time))
+}
+
 /// Keeps the snapshots whose times are not credible, with the reason.
 fn flag_incredible(group: &mut [Verdict], now: Time) {
     let latest = Time { secs: now.secs.saturating_add(CLOCK_TOLERANCE_SECS), ..now };
+    let is_ahead = |named: &Named| {
+        named.stored.is_some_and(|stored| named.snapshot.time.secs.saturating_sub(stored.secs) > AHEAD_SECS)
+    };
     let mut order: Vec<usize> = Vec::new();
     for (i, verdict) in group.iter_mut().enumerate() {
-        if verdict.named.snapshot.time > latest {
+        if made(&verdict.named) > latest {
             verdict.keep.push("its time lies in the future".into());
+        } else if is_ahead(&verdict.named) {
+            verdict.keep.push("it says that it was made long after it was stored".into());
         } else {
             order.push(i);
         }
     }
-    order.sort_by_key(|i| {
-        let snapshot = &group[*i].named.snapshot;
-        (snapshot.generation, snapshot.time)
+    order.sort_by_key(|i| std::cmp::Reverse(made(&group[*i].named)));
+    // Of those made later, when the first was stored.
+    let mut first_stored = i64::MAX;
+    order.retain(|i| {
+        let Verdict { named, keep } = &mut group[*i];
+        let Some(stored) = named.stored else { return true };
+        let is_late = stored.secs > first_stored.saturating_add(AT_ONCE_SECS);
+        if is_late {
+            keep.push("it was stored long after one that was made later".into());
+        }
+        first_stored = first_stored.min(stored.secs);
+        !is_late
     });
-    let times: Vec<_> = order.iter().map(|i| group[*i].named.snapshot.time).collect();
+    order.sort_by_key(|i| {
+        let named = &group[*i].named;
+        (named.snapshot.generation, made(named))
+    });
+    let times: Vec<_> = order.iter().map(|i| made(&group[*i].named)).collect();
     let in_order = longest_in_order(&times);
     for (n, i) in order.into_iter().enumerate() {
         if !in_order.contains(&n) {
@@ -323,6 +352,43 @@ mod tests {
         assert_eq!(generations(&policy, vec![named(1, NOON, &[]), named(2, NOON + 3600, &[])]), [2]);
         assert_eq!(generations(&policy, vec![named(1, NOON, &[]), named(2, NOON, &[])]), [2]);
         assert_eq!(generations(&policy, vec![named(2, NOON, &[]), named(2, NOON - 5, &[])]).len(), 1);
+    }
+
+    /// As [`named`], stored so long after that.
+    fn stored(generation: u64, secs: i64, after: i64) -> Named {
+        let mut named = named(generation, secs, &[]);
+        named.stored = Some(Time { secs: secs + after, nanos: 0 });
+        named
+    }
+
+    #[test]
+    fn what_comes_late_pushes_nothing_out() {
+        let daily = Policy { daily: Some(5), ..Policy::default() };
+        let days = |n: u64| NOON - (20 - n.cast_signed()) * DAY;
+        let genuine = || (1..=20u64).map(|n| stored(n, days(n), 60));
+        assert_eq!(generations(&daily, genuine().collect()), [16, 17, 18, 19, 20]);
+        // Somebody who has the keys fills days that are past with something else, a little later each time.
+        let forged = (15..=18u64).map(|n| stored(n, days(n) + 1000, NOON - days(n) - 900));
+        let all = kept(&daily, genuine().chain(forged).collect());
+        let believed = all.iter().filter(|(_, why)| why.starts_with("daily")).map(|(n, _)| *n);
+        assert_eq!(believed.collect::<Vec<_>>(), [16, 17, 18, 19, 20]);
+        assert_eq!(all.iter().filter(|(_, why)| why.contains("stored long after")).count(), 4);
+        // All at once, as in a repository that was copied, in whatever order.
+        let copied = (1..=20u64).map(|n| stored(n, days(n), NOON - days(n) - (n * 7 % 20).cast_signed() * 3600));
+        assert_eq!(generations(&daily, copied.collect()), [16, 17, 18, 19, 20]);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_does_no_harm() {
+        let daily = Policy { daily: Some(3), ..Policy::default() };
+        // A day ahead, for a week, and then right again.
+        let times = |n: u64| (NOON - (10 - n.cast_signed()) * DAY, if n < 7 { DAY } else { 0 });
+        let snapshots = (1..=10u64).map(|n| stored(n, times(n).0 + times(n).1, 60 - times(n).1));
+        assert_eq!(generations(&daily, snapshots.collect()), [8, 9, 10]);
+        let policy = Policy { last: Some(1), ..Policy::default() };
+        let ahead = kept(&policy, vec![stored(1, NOON - 900, 60), stored(2, NOON + 9 * DAY, -9 * DAY - 500)]);
+        assert_eq!(ahead[0], (1, "last".into()));
+        assert!(ahead[1].1.contains("long after it was stored"), "{ahead:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{Live, Repository, Running};
 use crate::backend::{Listed, layout};
 use crate::error::{Error, Result};
 use crate::format::MAX_CONTROL_BYTES;
+use crate::format::cbor::Time;
 use crate::format::control::SessionKind;
 use crate::format::snapshot::Snapshot;
 use crate::id::{BlobId, PackId, SnapshotId};
@@ -28,6 +29,8 @@ pub struct Named {
     pub id: SnapshotId,
     /// Its contents as stored. Its tags and pin are those that it was made with: see [`Named::tags`].
     pub snapshot: Snapshot,
+    /// When the store wrote it, by the store's clock; `None` if that was not asked.
+    pub stored: Option<Time>,
     /// What holds now, by its marks.
     pub(super) marked: Marked,
 }
@@ -101,9 +104,9 @@ impl Repository {
         self.backend.want(&listed);
         let read: Vec<_> = listed.par_iter().map(|l| self.read_snapshot_at(&l.path)).collect();
         let (mut found, mut lost) = (Vec::new(), Vec::new());
-        for (Listed { path, .. }, read) in listed.into_iter().zip(read) {
+        for (Listed { path, modified, .. }, read) in listed.into_iter().zip(read) {
             match read {
-                Ok(named) => found.push(named),
+                Ok(named) => found.push(Named { stored: Some(modified), ..named }),
                 // Forgotten since it was listed.
                 Err(Error::Missing { .. }) => {}
                 Err(error) => lost.push(Lost { path, error }),

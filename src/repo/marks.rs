@@ -34,7 +34,7 @@ impl Named {
     /// A snapshot of which nothing was said since it was made.
     pub fn new(id: SnapshotId, snapshot: Snapshot) -> Self {
         let marked = Marked { tags: snapshot.tags.clone(), is_pinned: snapshot.pinned, newest: None, proof: None };
-        Self { id, snapshot, marked }
+        Self { id, snapshot, stored: None, marked }
     }
 
     /// The tags that it has now.

@@ -45,6 +45,8 @@ struct Active {
     process: Arc<Process>,
     computer: usize,
     thread: JoinHandle<()>,
+    /// Whether it is on a slow line: others run from beginning to end while it makes a few calls.
+    is_slow: bool,
     /// It stands still until this step.
     sleeps_until: usize,
 }
@@ -134,7 +136,8 @@ impl Simulation {
         }
         let own = process.clone();
         let thread = std::thread::spawn(move || world.run(&own));
-        active.push(Active { process, computer, thread, sleeps_until: 0 });
+        let is_slow = self.dice.chance(if matches!(task, Task::Create | Task::UndoForget(_)) { 50 } else { 15 });
+        active.push(Active { process, computer, thread, is_slow, sleeps_until: 0 });
         true
     }
 
@@ -185,11 +188,13 @@ impl Simulation {
                 }
                 continue;
             }
-            let awake: Vec<_> = (0..active.len()).filter(|n| active[*n].sleeps_until <= step).collect();
+            let mut awake: Vec<_> = active.iter().filter(|active| active.sleeps_until <= step).collect();
+            if awake.iter().any(|active| !active.is_slow) && self.dice.chance(90) {
+                awake.retain(|active| !active.is_slow);
+            }
             if let Some(one) = awake.get(self.dice.roll(awake.len())) {
-                let run = active[*one].process.run;
-                let most = 1 << self.dice.roll(6);
-                self.world.shared.give_turn(run, 1 + self.dice.roll(most));
+                let most = if one.is_slow { 3 } else { 1 << self.dice.roll(6) };
+                self.world.shared.give_turn(one.process.run, 1 + self.dice.roll(most));
             }
             self.happen(&mut active, step);
             let has_ended = |active: &mut Active| self.world.shared.has_ended(active.process.run);
