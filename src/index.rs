@@ -219,6 +219,23 @@ impl BlobIndex {
         }
     }
 
+    /// Adds packs by what their own directories say, beside what index files say of them, which is preferred no more: for
+    /// readers, once something is not where an index file says.
+    pub fn add_beside(&mut self, part: Index) {
+        for pack in &part.packs {
+            if let Some(mark) = self.numbers.get(&pack.id).and_then(|n| self.is_unreliable.get_mut(*n as usize)) {
+                *mark = true;
+            }
+        }
+        let first = self.packs.len() as u32;
+        self.packs.extend(part.packs);
+        self.is_unreliable.resize(self.packs.len(), false);
+        let mut new: Vec<_> = part.records.iter().map(|record| Entry::new(record, first + record.pack)).collect();
+        new.sort_unstable();
+        self.merge(&new);
+        self.settle();
+    }
+
     /// Marks packs as condemned and prefers other places of what they hold.
     pub fn condemn(&mut self, packs: impl IntoIterator<Item = PackId>) {
         for id in packs {
@@ -448,50 +465,4 @@ impl IndexedPack {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::crypto::{Keys, Secret};
-    use crate::format::pack::{Encoding, Entry, Frame, PackBuilder};
-
-    fn pack(ids: &[u8]) -> PackInfo {
-        let mut builder = PackBuilder::new(Kind::DataPack);
-        for id in ids {
-            let entries = vec![Entry { id: BlobId([*id; 32]), kind: BlobType::Chunk, plain_bytes: 1 }];
-            builder.push(Frame { encoding: Encoding::Raw, plain_bytes: 1, entries, bases: vec![], body: vec![0] });
-        }
-        builder.seal(&Keys::derive(&Secret([0; 32]))).unwrap().info
-    }
-
-    #[test]
-    fn condemned_places_give_way() {
-        let (a, b) = (pack(&[1, 2]), pack(&[2, 3]));
-        let mut index = BlobIndex::default();
-        index.add_pack(&a);
-        index.condemn([a.id]);
-        assert!(!index.is_usable(&BlobId([2; 32])));
-        index.add_pack(&b);
-        assert!(index.is_usable(&BlobId([2; 32])) && !index.is_usable(&BlobId([1; 32])));
-        assert_eq!(index.places(&BlobId([2; 32])).count(), 2);
-        assert_eq!((index.len(), index.iter().count()), (3, 4));
-        let kept = index.extract(|p| p.id == b.id);
-        assert_eq!((kept.packs.len(), kept.records.len()), (1, 2));
-
-        let mut index = BlobIndex::default();
-        index.add_pack(&a);
-        index.add_pack(&b);
-        index.condemn([a.id]);
-        assert!(index.is_usable(&BlobId([2; 32])), "condemning later changes the preference too");
-    }
-
-    #[test]
-    fn strays_are_found_and_not_relied_on() {
-        let (a, b) = (pack(&[1, 2]), pack(&[2, 3]));
-        let mut index = BlobIndex::default();
-        index.add_stray(&a);
-        assert!(index.find(&BlobId([1; 32])).is_some() && !index.is_usable(&BlobId([1; 32])));
-        index.add_pack(&b);
-        assert!(index.is_usable(&BlobId([2; 32])), "it lies in a pack that is described, too");
-        index.add_stray(&b);
-        assert!(index.is_usable(&BlobId([3; 32])), "a pack that is known stays what it is");
-    }
-}
+mod tests;

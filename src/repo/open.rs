@@ -18,6 +18,7 @@ use crate::format::index::{Index, RECORD_BYTES};
 use crate::format::keyslot::Unlock;
 use crate::format::pack::{PackInfo, open_directory, prefix_bytes};
 use crate::format::{MAX_CONFIG_BYTES, MAX_INDEX_BYTES};
+use crate::id::PackId;
 use crate::index::{BlobIndex, Builder};
 use crate::report::{Problem, Reporter, Severity};
 
@@ -150,7 +151,9 @@ impl Repository {
         };
         // Who only reads finds out in either order what a prune has deleted.
         let (condemned, listed) = both(&*self.backend, condemned, || self.backend.list(layout::INDEX));
-        self.load_index_after(listed?, &condemned?, reporter)
+        self.load_index_after(listed?, &condemned?, reporter)?;
+        self.strays.allow_asking();
+        Ok(())
     }
 
     /// Does the same for whoever will rely on the packs that the index names: without every record of condemned packs,
@@ -258,9 +261,14 @@ impl Repository {
 
     /// Opens the packs that the index in memory doesn't know; those that can't be opened come second.
     pub(super) fn open_undescribed(&self) -> Result<(Vec<PackInfo>, Vec<Lost>)> {
+        self.open_packs(|id| !self.index().has_pack(id))
+    }
+
+    /// Opens the packs that are wanted; those that can't be opened come second.
+    pub(super) fn open_packs(&self, is_wanted: impl Fn(&PackId) -> bool) -> Result<(Vec<PackInfo>, Vec<Lost>)> {
         let mut listed = self.backend.list(layout::DATA_PACKS)?;
         listed.extend(self.backend.list(layout::METADATA_PACKS)?);
-        listed.retain(|l| layout::parse_pack(&l.path).is_some_and(|(_, id)| !self.index().has_pack(&id)));
+        listed.retain(|l| layout::parse_pack(&l.path).is_some_and(|(_, id)| is_wanted(&id)));
         let opened = at_once(&*self.backend, &listed, |l| self.open_pack(&l.path, l.bytes));
         let (mut packs, mut unreadable) = (Vec::new(), Vec::new());
         for (listed, opened) in listed.into_iter().zip(opened) {

@@ -186,6 +186,21 @@ impl FrameReader {
     }
 }
 
+/// What tells where a blob is, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// The index files.
+    Index,
+    /// Packs that no index file describes.
+    Strays,
+    /// All packs.
+    Packs,
+}
+
+impl Witness {
+    pub(super) const ALL: [Self; 3] = [Self::Index, Self::Strays, Self::Packs];
+}
+
 impl Repository {
     /// Where a blob is, or that it is missing.
     ///
@@ -195,6 +210,7 @@ impl Repository {
         let find = || self.index().find(id);
         find()
             .or_else(|| self.adopt_strays().then(find).flatten())
+            .or_else(|| self.ask_packs().then(find).flatten().inspect(|_| self.note_wrong_index(id)))
             .ok_or_else(|| Error::Missing { what: format!("blob {id}") })
     }
 
@@ -258,19 +274,40 @@ impl Repository {
     }
 
     fn try_places<T>(&self, id: &BlobId, read: impl Fn(Place) -> Result<T>) -> Result<T> {
-        let all = || self.index().places(id).collect::<Vec<_>>();
-        let mut places = all();
-        if places.is_empty() && self.adopt_strays() {
-            places = all();
-        }
-        let mut first_error = None;
-        for place in places {
-            match read(place) {
-                Ok(value) => return Ok(value),
-                Err(e) => first_error = first_error.or(Some(e)),
+        let (mut tried, mut first_error) = (Vec::new(), None);
+        for witness in Witness::ALL {
+            for place in self.places_by(witness, id, &tried) {
+                match read(place) {
+                    Ok(value) => {
+                        self.note_witness(witness, id);
+                        return Ok(value);
+                    }
+                    Err(e) => first_error = first_error.or(Some(e)),
+                }
+                tried.push(place);
             }
         }
         Err(first_error.unwrap_or_else(|| Error::Missing { what: format!("blob {id}") }))
+    }
+
+    /// The places of a blob that a witness names, but for some; those are asked one after the other.
+    pub(super) fn places_by(&self, witness: Witness, id: &BlobId, tried: &[Place]) -> Vec<Place> {
+        let has_said = match witness {
+            Witness::Index => true,
+            Witness::Strays => self.adopt_strays(),
+            Witness::Packs => self.ask_packs(),
+        };
+        if !has_said {
+            return Vec::new();
+        }
+        self.index().places(id).filter(|place| !tried.contains(place)).collect()
+    }
+
+    /// Takes note of how a blob was found.
+    pub(super) fn note_witness(&self, witness: Witness, id: &BlobId) {
+        if witness == Witness::Packs {
+            self.note_wrong_index(id);
+        }
     }
 
     /// Reads all nodes of a directory, in order.

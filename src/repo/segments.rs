@@ -6,11 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::read::Witness;
 use super::{FrameReader, Repository, SegmentPages, encode_segment};
 use crate::error::{Error, Result};
 use crate::format::pack::{Encoding, Frame};
 use crate::format::segment::{Base, Decoded, Encoded, MAX_BASE_DEPTH, SlotSet};
 use crate::id::BlobId;
+use crate::index::Place;
 
 /// Decoded bases that are kept, in bytes: two threads, each with the bases of some neighbouring segments.
 pub(super) const BASE_CACHE_BYTES: usize = 24 << 20;
@@ -102,25 +104,31 @@ impl Repository {
     /// Goes through the places of a segment until all that is wanted was found: a prune may have left out of one what
     /// another has.
     fn segment_at_depth(&self, id: &BlobId, wanted: &SlotSet, depth: usize) -> Result<Decoded> {
-        let mut places: Vec<_> = {
-            let index = self.index();
-            index.places(id).map(|p| (index.slots(p).is_some_and(|slots| !slots.holds(wanted)), p)).collect()
-        };
-        // Those that have all of it first. What the index says need not be true.
-        places.sort_by_key(|(lacks_some, _)| *lacks_some);
-        let mut first_error = None;
+        let (mut tried, mut first_error) = (Vec::new(), None);
         let mut found: Option<Decoded> = None;
-        for (_, place) in places {
-            let decoded = self.frame_reader(place).and_then(|reader| {
-                let body = self.fetch(&reader)?;
-                self.decode_segment(id, &reader, &body, depth)
-            });
-            match (decoded, &mut found) {
-                (Ok(decoded), None) => found = Some(decoded),
-                (Ok(decoded), Some(found)) => found.fill_from(&decoded),
-                (Err(e), _) => first_error = first_error.or(Some(e)),
+        for witness in Witness::ALL {
+            let mut places = self.places_by(witness, id, &tried);
+            // Those that have all of it first. What the index says need not be true.
+            let lacks_some = |p: &Place| self.index().slots(*p).is_some_and(|slots| !slots.holds(wanted));
+            places.sort_by_cached_key(lacks_some);
+            for place in places {
+                let decoded = self.frame_reader(place).and_then(|reader| {
+                    let body = self.fetch(&reader)?;
+                    self.decode_segment(id, &reader, &body, depth)
+                });
+                match (decoded, &mut found) {
+                    (Ok(decoded), None) => found = Some(decoded),
+                    (Ok(decoded), Some(found)) => found.fill_from(&decoded),
+                    (Err(e), _) => first_error = first_error.or(Some(e)),
+                }
+                if let Some(found) = found.take_if(|f| f.is_whole() || f.present().holds(wanted)) {
+                    self.note_witness(witness, id);
+                    return Ok(found);
+                }
+                tried.push(place);
             }
-            if found.as_ref().is_some_and(|f| f.is_whole() || f.present().holds(wanted)) {
+            // All that there is: what a prune left out is nowhere.
+            if found.is_some() && *wanted == SlotSet::ALL {
                 break;
             }
         }

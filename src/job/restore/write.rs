@@ -248,21 +248,25 @@ impl File {
 pub(super) fn pieces(repo: &Repository, node: &Node, file: u32, data_bytes: u64) -> Result<Vec<Piece>> {
     let content = node.content.as_ref().ok_or_else(|| Error::corrupt("a file's node", "it has no content"))?;
     let ids = repo.chunks(content)?;
-    let mut pieces = Vec::with_capacity(ids.len());
-    let mut at = 0;
-    for id in ids {
-        let place = repo.place(&id)?;
-        if place.kind != BlobType::Chunk {
-            return Err(Error::corrupt(format!("blob {id}"), "it is not of the type expected"));
+    let found = || {
+        let mut pieces = Vec::with_capacity(ids.len());
+        let mut at = 0;
+        for id in &ids {
+            let place = repo.place(id)?;
+            if place.kind != BlobType::Chunk {
+                return Err(Error::corrupt(format!("blob {id}"), "it is not of the type expected"));
+            }
+            pieces.push(Piece { id: *id, place, file, at });
+            at += u64::from(place.plain_bytes);
         }
-        pieces.push(Piece { id, place, file, at });
-        at += u64::from(place.plain_bytes);
-    }
-    if at == data_bytes {
-        Ok(pieces)
-    } else {
-        Err(Error::corrupt("its list of blobs", "they don't add up to its size"))
-    }
+        if at == data_bytes {
+            Ok(pieces)
+        } else {
+            Err(Error::corrupt("its list of blobs", "they don't add up to its size"))
+        }
+    };
+    // The index may be wrong.
+    found().or_else(|e| if repo.ask_packs() { found() } else { Err(e) })
 }
 
 /// Fetches pieces and writes them.

@@ -41,6 +41,7 @@ mod picture;
 mod put_only;
 mod scale;
 mod simulation;
+mod steering;
 
 use picture::{Picture, assert_same};
 
