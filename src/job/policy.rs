@@ -26,8 +26,8 @@ use crate::repo::Named;
 pub const PINNED: &str = "pinned";
 /// How far ahead of this machine's clock a snapshot's time may be, in seconds.
 const CLOCK_TOLERANCE_SECS: i64 = 3600;
-/// How far the clock of the machine that made a snapshot may have been ahead of the store's, in seconds.
-const AHEAD_SECS: i64 = 2 * 86_400;
+/// How far the clock of a machine and that of the store may be apart, in seconds.
+pub const MAX_APART_SECS: i64 = 2 * 86_400;
 /// What is stored within so many seconds counts as stored at once.
 const AT_ONCE_SECS: i64 = 86_400;
 
@@ -167,7 +167,7 @@ fn made(named: &Named) -> Time {
 fn flag_incredible(group: &mut [Verdict], now: Time) {
     let latest = Time { secs: now.secs.saturating_add(CLOCK_TOLERANCE_SECS), ..now };
     let is_ahead = |named: &Named| {
-        named.stored.is_some_and(|stored| named.snapshot.time.secs.saturating_sub(stored.secs) > AHEAD_SECS)
+        named.stored.is_some_and(|stored| named.snapshot.time.secs.saturating_sub(stored.secs) > MAX_APART_SECS)
     };
     let mut order: Vec<usize> = Vec::new();
     for (i, verdict) in group.iter_mut().enumerate() {

@@ -41,7 +41,7 @@ use crate::format::cbor::Time;
 use crate::id::SnapshotId;
 use crate::job::policy::{self, Policy, Verdict};
 use crate::repo::{Filter, Needs, Reach, Repository, SessionGuard};
-use crate::report::Reporter;
+use crate::report::{Reporter, Severity};
 
 /// How often a run plans again when snapshots come and go.
 const ATTEMPTS: u8 = 5;
@@ -196,7 +196,7 @@ fn make_plan(
     repack: bool,
     reporter: &Reporter,
 ) -> Result<(Plan, Reach)> {
-    let verdicts = judge(stock, options, now.0, reporter)?;
+    let verdicts = judge(stock, options, now, reporter)?;
     let (ripe, waiting_for) = plan::ripe(&stock.records, &stock.live, options.grace_secs, now);
     let trees = |keep: bool| {
         verdicts.iter().filter(|v| v.keep.is_empty() != keep).map(|v| v.named.snapshot.tree).collect::<Vec<_>>()
@@ -254,7 +254,12 @@ fn plan_flatten(
 }
 
 /// Judges all snapshots, oldest first. A mark that can't be read may pin any of them: none is forgotten then.
-fn judge(stock: &Stock, options: &Options, now: Time, reporter: &Reporter) -> Result<Vec<Verdict>> {
+fn judge(
+    stock: &Stock,
+    options: &Options,
+    (now, store_now): (Time, Time),
+    reporter: &Reporter,
+) -> Result<Vec<Verdict>> {
     let mut judged: HashMap<SnapshotId, Vec<String>> = HashMap::new();
     let mut otherwise = "no keep option was given";
     if !options.policy.is_empty() && !stock.marks.lost.is_empty() {
@@ -262,7 +267,13 @@ fn judge(stock: &Stock, options: &Options, now: Time, reporter: &Reporter) -> Re
         stock.marks.report_lost(reporter, "it may pin a snapshot, so this run forgets none");
     } else if !options.policy.is_empty() {
         otherwise = "left out by the filters";
-        let chosen = options.filter.apply(stock.snapshots.clone());
+        let mut chosen = options.filter.apply(stock.snapshots.clone());
+        let apart = now.secs.abs_diff(store_now.secs);
+        if apart > policy::MAX_APART_SECS.unsigned_abs() {
+            let why = format!("it is {} h off, so snapshots are judged by the times alone that they say", apart / 3600);
+            reporter.warn(Severity::Note, "the store's clock", why);
+            chosen.iter_mut().for_each(|named| named.stored = None);
+        }
         let verdicts = policy::apply(&options.policy, chosen, now)?;
         judged.extend(verdicts.into_iter().map(|v| (v.named.id, v.keep)));
     }

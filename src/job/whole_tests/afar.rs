@@ -299,17 +299,21 @@ fn what_was_stored_before_a_power_failure_is_used() {
     for n in 0..30 {
         fs::write(folder.path().join(n.to_string()), noise(n, 1 << 20)).unwrap();
     }
-    let whole = {
+    // Where files are cut depends on the repository's keys, and with that how many packs they take.
+    let empty = {
         let store = Arc::new(Memory::at(clock::now()));
         init(store.clone());
-        let recorder = Arc::new(Faulty::recorder(store));
+        objects(&*store)
+    };
+    let whole = {
+        let recorder = Arc::new(Faulty::recorder(copy(&empty)));
         create(&open(recorder.clone()).unwrap(), folder.path(), 0).unwrap();
         recorder.writes()
     };
     // All but the last, which ends the session of a run that is done.
     for at in 1..whole - 1 {
-        let store = Arc::new(Memory::at(clock::now()));
-        let repo = init(store.clone());
+        let store = copy(&empty);
+        let repo = open(store.clone()).unwrap();
         let killed = Arc::new(Faulty::with(store.clone(), Fault::Killed, at));
         assert!(create(&open(killed).unwrap(), folder.path(), 0).is_err());
         // The machine was started again since, and its process numbers were given to others.
