@@ -9,7 +9,10 @@ set -euo pipefail
 snapshot=$(realpath "${1:-target/release/snapshot}")
 tools=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../it/servers")
 dir=$(mktemp -d "${TMPDIR:-/tmp}/snapshot-cluster-XXXXXX")
-mon=6801 first_gateway=7501 second_gateway=7502
+read -r mon first_gateway second_gateway < <(python3 -c '
+import socket
+taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(one.getsockname()[1] for one in taken))')
 
 declare -A process
 finish() {
@@ -60,10 +63,10 @@ mon_data = $dir/mon
 osd_data = $dir/osd-\$id
 [client.rgw.a]
 rgw_data = $dir/rgw-a
-rgw_frontends = beast endpoint=127.0.0.1:$first_gateway
+rgw_frontends = beast endpoint=127.0.0.1:$first_gateway tcp_nodelay=1
 [client.rgw.b]
 rgw_data = $dir/rgw-b
-rgw_frontends = beast endpoint=127.0.0.1:$second_gateway
+rgw_frontends = beast endpoint=127.0.0.1:$second_gateway tcp_nodelay=1
 END
 
 serve() {
