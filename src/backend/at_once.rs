@@ -8,6 +8,12 @@ use super::Backend;
 /// Does something for each, as many at a time as the store answers best, or as there are processors, and returns what
 /// came of each, in order.
 pub fn at_once<T: Sync, R: Send>(backend: &dyn Backend, all: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    so_many_at_once(backend.concurrency().max(processors), all, act)
+}
+
+/// Does something for each, so many at a time, and returns what came of each, in order.
+pub fn so_many_at_once<T: Sync, R: Send>(most: usize, all: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(all.len())));
     let work = || {
         loop {
@@ -18,8 +24,7 @@ pub fn at_once<T: Sync, R: Send>(backend: &dyn Backend, all: &[T], act: impl Fn(
         }
     };
     std::thread::scope(|scope| {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let helpers = backend.concurrency().max(processors).min(all.len()).saturating_sub(1);
+        let helpers = most.min(all.len()).saturating_sub(1);
         (0..helpers).for_each(|_| drop(scope.spawn(work)));
         work();
     });

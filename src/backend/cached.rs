@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::at_once::so_many_at_once;
 use super::bundle::{MAX_BUNDLE_BYTES, MAX_BUNDLED_BYTES, unbundle};
 use super::copies::Copies;
 use super::layout::{self, named_hash};
@@ -22,6 +23,8 @@ const BUNDLES_PAY: usize = 8;
 const MAX_HELD_BYTES: usize = 64 << 20;
 /// A metadata pack of which as many parts were asked for is fetched whole.
 const PARTS_BEFORE_ALL: u32 = 3;
+/// Small objects that are fetched at a time: what each takes is the way there and back.
+const SMALL_AT_ONCE: usize = 64;
 
 type Hash = [u8; 32];
 
@@ -113,7 +116,8 @@ impl Cached {
         if absent.len() > 1 {
             let is_absent = |o: &&Listed| named_hash(&o.path).is_some_and(|hash| absent.contains(&hash));
             let rest: Vec<_> = objects.iter().filter(is_small).filter(is_absent).collect();
-            at_once(&*self.inner, &rest, |o| {
+            let most = if self.concurrency() > 1 { SMALL_AT_ONCE } else { 1 };
+            so_many_at_once(most, &rest, |o| {
                 let bytes = self.inner.get(&o.path, MAX_BUNDLED_BYTES).unwrap_or_default();
                 let hash = *blake3::hash(&bytes).as_bytes();
                 if named_hash(&o.path) == Some(hash) {
