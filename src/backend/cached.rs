@@ -24,7 +24,7 @@ const MAX_HELD_BYTES: usize = 64 << 20;
 /// A metadata pack of which as many parts were asked for is fetched whole.
 const PARTS_BEFORE_ALL: u32 = 3;
 /// Small objects that are fetched at a time: what each takes is the way there and back.
-const SMALL_AT_ONCE: usize = 64;
+const SMALL_AT_ONCE: usize = 128;
 
 type Hash = [u8; 32];
 
