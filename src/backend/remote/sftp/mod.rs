@@ -11,7 +11,7 @@ mod said;
 mod transfer;
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ struct Shared {
     links: Mutex<Vec<Arc<Link>>>,
     /// Connections are made one at a time: a server may refuse many that knock at once.
     connecting: tokio::sync::Mutex<()>,
+    /// Whether the server has refused a further one.
+    has_enough: AtomicBool,
     /// Large objects on their way to the server at a time.
     bodies: Semaphore,
     /// Folders that are there.
@@ -108,10 +110,11 @@ impl Shared {
         if let Some(link) = self.least_busy() {
             if self.is_another_wanted(&link, bytes) {
                 let shared = self.clone();
-                // Nobody waits for it, and the server may allow no more.
+                // Nobody waits for it. If the server allows no more, it is left alone.
                 tokio::spawn(async move {
                     if let Ok(_turn) = shared.connecting.try_lock() {
-                        let _ = shared.connect().await;
+                        let refused = shared.connect().await.is_err();
+                        shared.has_enough.fetch_or(refused, Ordering::Relaxed);
                     }
                 });
             }
@@ -140,7 +143,10 @@ impl Shared {
     }
 
     fn is_another_wanted(&self, best: &Link, bytes: usize) -> bool {
-        bytes > 0 && best.load.load(Ordering::Relaxed) >= LINK_BYTES && locked(&self.links).len() < MAX_LINKS
+        bytes > 0
+            && best.load.load(Ordering::Relaxed) >= LINK_BYTES
+            && !self.has_enough.load(Ordering::Relaxed)
+            && locked(&self.links).len() < MAX_LINKS
     }
 
     fn full(&self, path: &str) -> String {
@@ -351,6 +357,7 @@ impl Sftp {
             line,
             links: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
+            has_enough: AtomicBool::new(false),
             bodies: Semaphore::new(BODIES),
             folders: Mutex::default(),
         };
