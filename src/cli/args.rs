@@ -68,7 +68,7 @@ pub struct Global {
     /// Keep at most so much of a remote repository in the cache directory [default: 4G]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse::size)]
     pub cache_size: Option<u64>,
-    /// Send no more than this many bytes a second, such as 10M
+    /// Send no more than this many bytes a second, such as 10M for 10 MiB
     #[arg(long, global = true, value_name = "RATE", value_parser = parse::rate)]
     pub limit_upload: Option<u64>,
     /// Receive no more than this many bytes a second

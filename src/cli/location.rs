@@ -89,7 +89,10 @@ fn path_of(url: &OsStr) -> Result<PathBuf> {
     if url.is_empty() {
         return Err(Error::Usage("--repo is empty".into()));
     }
-    let Some((scheme, rest)) = split_scheme(url.as_bytes()) else { return Ok(PathBuf::from(url)) };
+    let Some((scheme, rest)) = split_scheme(url.as_bytes()) else {
+        refuse_foreign(url)?;
+        return Ok(PathBuf::from(url));
+    };
     match scheme {
         b"file" if rest.starts_with(b"/") => Ok(PathBuf::from(OsStr::from_bytes(rest))),
         b"file" => Err(Error::Usage("a file URL has three slashes: file:///srv/backup".into())),
@@ -98,6 +101,23 @@ fn path_of(url: &OsStr) -> Result<PathBuf> {
             "use a local path, sftp://user@host/path or s3://bucket/prefix",
         )),
     }
+}
+
+/// How other tools name places on a network: whoever means one must not get a local directory of that name.
+const FOREIGN: [&str; 9] = ["s3:", "sftp:", "rest:", "b2:", "azure:", "gs:", "swift:", "rclone:", "ssh:"];
+
+/// Refuses what looks like another tool's name of a place on a network, `host:path` of `scp` included.
+fn refuse_foreign(url: &OsStr) -> Result<()> {
+    let name = url.to_string_lossy();
+    // What has a slash first is a path for sure.
+    let host = name.split_once(':').map(|(host, _)| host).filter(|host| !host.contains('/') && host.contains('@'));
+    if !FOREIGN.iter().any(|scheme| name.starts_with(scheme)) && host.is_none() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{name} is no place known here: write sftp://user@host/path, s3://bucket/prefix, or \
+         s3:https://server/bucket/prefix; a local directory of that name is ./{name}"
+    )))
 }
 
 /// `scheme://rest`, where the scheme is made of letters and digits.
@@ -132,7 +152,13 @@ mod tests {
             }
         }
         assert_eq!(read(OsStr::new("sftp://h")).unwrap_err().status(), 2);
-        assert_eq!(read(OsStr::new("sftp:file")).unwrap(), Named::Directory("sftp:file".into()));
+        for url in ["s3:s3.amazonaws.com/b/p", "s3:b/p", "rest:http://h/", "sftp:nas", "u@h:p", "b2:b:p", "rclone:f:b"]
+        {
+            assert_eq!(read(OsStr::new(url)).unwrap_err().status(), 2, "{url}");
+        }
+        for path in ["./sftp:file", "a:b", "of/u@h:p"] {
+            assert_eq!(read(OsStr::new(path)).unwrap(), Named::Directory(path.into()));
+        }
     }
 
     #[test]

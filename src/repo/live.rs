@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Repository;
-use super::machine::{boot, host, is_running};
+use super::machine::{began_secs, boot, host, is_running};
 use super::session::own;
 use crate::backend::{Listed, layout};
 use crate::clock;
@@ -18,6 +18,8 @@ use crate::report::{Problem, Reporter, Severity};
 
 /// A session of another machine that was silent for this long, by the store's clock, is taken for dead.
 const SILENCE_SECS: i64 = 24 * 3600;
+/// So many seconds without a sign of life, which comes every ten minutes, are no accident.
+const MISSED_SECS: i64 = 3600;
 
 /// A session as a listing shows it.
 #[derive(Debug, Clone)]
@@ -116,6 +118,14 @@ impl Running {
         }
     }
 
+    /// Whether the process that has the session's number now is another: the number was handed out again, which in
+    /// containers, where it is always the same few, is the rule. It began later than the session, and gave no sign of
+    /// life for an hour: a clock that was set may say the first of any process.
+    fn is_another(&self, session: &Session, store_now: Time) -> bool {
+        store_now.secs - self.last_seen.secs > MISSED_SECS
+            && began_secs(session.pid).is_some_and(|secs| secs > session.started.secs + MISSED_SECS)
+    }
+
     /// Whether it has certainly or very probably ended without saying so: its process is gone from this machine, or
     /// it was silent for a day.
     pub fn is_dead(&self, store_now: Time) -> bool {
@@ -123,7 +133,7 @@ impl Running {
             && s.host == host()
             && s.boot == boot()
         {
-            return !is_running(s.pid);
+            return !is_running(s.pid) || self.is_another(s, store_now);
         }
         store_now.secs - self.last_seen.secs > SILENCE_SECS
     }
@@ -253,5 +263,46 @@ impl Repository {
         self.backend.put(&layout::gc(GcId(*blake3::hash(&bytes).as_bytes())), bytes)?;
         self.with_index(|index| index.condemn(record.packs));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine::process;
+    use super::*;
+
+    const NOW: i64 = 2_000_000;
+
+    /// A session of this boot, with a process number, that began so long before this process, and was last seen so many seconds
+    /// ago.
+    fn running(pid: u32, began_before_secs: i64, silent_secs: i64) -> Running {
+        let started = Time { secs: began_secs(process()).unwrap() - began_before_secs, nanos: 0 };
+        let session = Session { pid, started, ..own(SessionKind::Write) };
+        let seen = Time { secs: NOW - silent_secs, nanos: 0 };
+        let (first_seen, last_seen) = (seen, seen);
+        Running { name: "n".into(), session: Some(session), is_unread: false, first_seen, last_seen, paths: vec![] }
+    }
+
+    fn is_dead(running: &Running) -> bool {
+        running.is_dead(Time { secs: NOW, nanos: 0 })
+    }
+
+    #[test]
+    fn a_number_that_was_handed_out_again_does_not_keep_a_session_alive() {
+        let me = process();
+        assert!(is_dead(&running(me, 2 * MISSED_SECS, 2 * MISSED_SECS)));
+        // It gave a sign of life: the clock was set.
+        assert!(!is_dead(&running(me, 2 * MISSED_SECS, 700)));
+        // It is that process, and this machine slept.
+        assert!(!is_dead(&running(me, -5, 3 * SILENCE_SECS)));
+        // No process gets this number: it is above the largest that Linux can be set to.
+        assert!(is_dead(&running(1 << 23, -5, 0)));
+    }
+
+    #[test]
+    fn a_process_of_another_user_runs() {
+        // The first process of all is root's; whoever isn't root may not send it anything.
+        assert!(is_running(1));
+        assert!(!is_running(u32::MAX));
     }
 }

@@ -1,6 +1,11 @@
 //! Which machine and process this is, as sessions say it, and whether another process of it still runs.
 
-use std::path::Path;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+/// The unit of times in `/proc`: USER_HZ, which is 100 on all of Linux's usual machines.
+const TICKS_A_SECOND: i64 = 100;
 
 /// This machine's name.
 pub fn host() -> String {
@@ -31,13 +36,24 @@ pub(super) fn process() -> u32 {
     std::process::id()
 }
 
-/// Whether a process of this machine and boot runs.
+/// Whether a process of this machine and boot runs. One of another user counts, though `/proc` may hide it.
 pub(super) fn is_running(process: u32) -> bool {
     #[cfg(test)]
     if let Some(machine) = pretended::machine() {
         return machine.is_running(process);
     }
-    Path::new(&format!("/proc/{process}")).exists()
+    i32::try_from(process).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// When a process of this machine began, in seconds since 1970 by the clock as it goes now; `None` where that can't be
+/// known. proc_pid_stat(5), field 22, and proc_stat(5), btime.
+pub(super) fn began_secs(process: u32) -> Option<i64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is a name in brackets, which may hold anything.
+    let ticks: i64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let of_all = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot_secs: i64 = of_all.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot_secs + ticks / TICKS_A_SECOND)
 }
 
 /// Threads that take themselves for a process of another machine.

@@ -15,6 +15,7 @@ mod marks;
 mod materialise;
 mod needs;
 mod open;
+mod own;
 mod pages;
 mod proven;
 mod reach;
@@ -78,6 +79,7 @@ pub struct Repository {
     frames: read::FrameCache,
     bases: segments::BaseCache,
     strays: strays::Strays,
+    own: own::Own,
 }
 
 impl Repository {

@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use rayon::prelude::*;
 
+use super::own::Own;
 use super::read::FrameCache;
 use super::segments::BaseCache;
 use super::strays::Strays;
@@ -96,6 +97,7 @@ impl Repository {
             frames: FrameCache::default(),
             bases: BaseCache::default(),
             strays: Strays::default(),
+            own: Own::default(),
         }
     }
 

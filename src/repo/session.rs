@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::machine::{boot, host, process};
-use super::{Live, Repository, Running};
+use super::{Live, Repository, Running, own};
 use crate::backend::layout;
 use crate::clock;
 use crate::crypto;
@@ -75,9 +75,15 @@ impl SessionGuard {
             guard.begun = repo.live()?;
             if let Some(seen) = guard.begun.session(&guard.name) {
                 guard.started = seen.first_seen;
+                repo.own.begin(&guard.name);
                 return Ok(guard);
             }
-            let Some(millis) = lags.next() else { return Err(guard.gone()) };
+            let Some(millis) = lags.next() else {
+                return Err(Error::refused(
+                    "the storage doesn't list what was just stored; nothing was committed",
+                    "it must list each object as soon as it is stored: look whether all requests go to the same server",
+                ));
+            };
             std::thread::sleep(Duration::from_millis(millis));
         }
     }
@@ -97,20 +103,13 @@ impl SessionGuard {
         self.started
     }
 
-    fn gone(&self) -> Error {
-        Error::refused(
-            "this run was taken for dead by a prune, after a long silence; nothing was committed",
-            "run the command again: what was stored so far is used",
-        )
-    }
-
-    /// Looks what is going on. Fails if this session was taken for dead: what it relied on may be gone.
+    /// Looks what is going on. Fails if this session was taken for dead: what it relied on may be gone. The index files
+    /// that it stored since the last look are deleted then.
     ///
     /// # Errors
     /// [`Error::Refused`], or when the store fails.
     pub fn look(&self) -> Result<Live> {
-        let live = self.repo.live()?;
-        if live.session(&self.name).is_some() { Ok(live) } else { Err(self.gone()) }
+        self.repo.look_for(&self.name)
     }
 
     /// Fails if this session was taken for dead: what it relied on may be gone.
@@ -158,15 +157,26 @@ impl SessionGuard {
         let live = self.repo.live()?;
         let rescued = self.repo.rescue_condemned(snapshot.tree, &live, reporter);
         if live.session(&self.name).is_some() {
+            self.repo.own.vouch();
             return rescued.map(|_| id);
         }
         // It stood still between the last look and the commit, for so long that it was cleared away, and prunes may have
         // deleted what it relied on. One that runs now may not have seen the snapshot.
         if rescued.is_ok() && self.repo.is_left_alone(snapshot.tree, &live)? {
+            self.repo.own.vouch();
             return Ok(id);
         }
-        self.repo.backend.delete(&[layout::snapshot(id)])?;
-        Err(self.gone())
+        self.repo.backend.delete(&[layout::snapshot(id)]).map_err(|e| {
+            Error::refused(
+                format!(
+                    "snapshot {} was stored after this run was taken for dead by a prune, may not be whole, and can't \
+                     be deleted: {e}",
+                    id.short()
+                ),
+                "run `snapshot check`, and `snapshot repair snapshots` if it finds something missing",
+            )
+        })?;
+        Err(own::gone())
     }
 
     /// If a session has died, takes over what it stored, and clears it away. The index is loaded.
@@ -214,10 +224,14 @@ impl SessionGuard {
     }
 
     fn stop_and_delete(&mut self) -> Result<()> {
+        if self.heart.is_none() {
+            return Ok(());
+        }
+        let looked = if self.repo.own.has_stored() { self.check_alive() } else { Ok(()) };
         drop(self.stop.take());
-        let Some(heart) = self.heart.take() else { return Ok(()) };
+        let Some(heart) = self.heart.take() else { return looked };
         let paths = heart.join().unwrap_or_default();
-        self.repo.end_session(&self.name, &paths, &self.session)
+        self.repo.end_session(&self.name, &paths, &self.session).and(looked)
     }
 }
 

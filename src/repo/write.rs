@@ -285,14 +285,17 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// Stores an index file and returns its length in bytes.
+    /// Stores an index file and returns its length in bytes. A session must look for itself afterwards, before it deletes
+    /// what the file replaces.
     ///
     /// # Errors
-    /// When the store fails.
+    /// [`Error::Refused`] if this process's session was taken for dead; when the store fails.
     pub fn put_index(&self, index: Index) -> Result<u64> {
         let (id, bytes) = index.seal(&self.keys)?;
-        let len = bytes.len() as u64;
-        self.backend.put(&layout::index(id), bytes)?;
+        let (path, len) = (layout::index(id), bytes.len() as u64);
+        self.look_if_late()?;
+        self.own.note(&path);
+        self.backend.put(&path, bytes)?;
         Ok(len)
     }
 }

@@ -262,7 +262,7 @@ pub(super) fn list_all(repo: &Repository, reporter: &Reporter) -> Result<Vec<Lis
     if !unfinished.is_empty() && repo.sessions()?.is_empty() {
         let bytes: u64 = unfinished.iter().map(|l| l.bytes).sum();
         let why = format!("{} unfinished files of interrupted runs, {bytes} bytes", unfinished.len());
-        note(reporter, TEMPORARY, why, "they can be deleted while no other run writes to this repository");
+        note(reporter, TEMPORARY, why, "a prune deletes them once they are a day old");
     }
     Ok(packs)
 }

@@ -76,7 +76,7 @@ pub fn execute(
         removed.retain(|id| !kept.contains(id) && !snapshots.contains(id));
         session.check_alive()?;
     }
-    rewrite_index(repo, stock, going)?;
+    rewrite_index(repo, session, stock, going)?;
     if !plan.deletion.records.is_empty() {
         session.check_alive()?;
         let paths: Vec<_> = going.iter().filter_map(|id| stock.packs.get(id)).map(|l| l.path.clone()).collect();
@@ -202,7 +202,7 @@ fn listed_ids(repo: &Repository, folder: &str) -> Result<HashSet<SnapshotId>> {
 
 /// Stores an index of the packs that are there and stay, as far as files which are to be replaced describe them or
 /// none does; then deletes these files.
-fn rewrite_index(repo: &Repository, stock: &Stock, going: &HashSet<PackId>) -> Result<()> {
+fn rewrite_index(repo: &Repository, session: &SessionGuard, stock: &Stock, going: &HashSet<PackId>) -> Result<()> {
     let (old, keep) = {
         let index = repo.index();
         let mut written = vec![true; index.packs().len()];
@@ -221,6 +221,10 @@ fn rewrite_index(repo: &Repository, stock: &Stock, going: &HashSet<PackId>) -> R
         let index = repo.index().extract(|pack| group.contains(&pack.id));
         repo.put_index(index)?;
     }
+    if old.is_empty() {
+        return Ok(());
+    }
+    session.check_alive()?;
     repo.backend().delete(&old)
 }
 

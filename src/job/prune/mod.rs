@@ -18,6 +18,8 @@ mod reclaim;
 #[cfg(test)]
 mod scale_tests;
 #[cfg(test)]
+mod slept_tests;
+#[cfg(test)]
 mod slot_tests;
 mod stock;
 #[cfg(test)]

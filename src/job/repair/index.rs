@@ -43,6 +43,7 @@ pub fn repair_index(repo: &Arc<Repository>, reporter: &Reporter) -> Result<Summa
     summary.index_files_replaced = old_files.len() as u64;
     session.check_alive()?;
     files.into_iter().try_for_each(|file| repo.put_index(file).map(drop))?;
+    session.check_alive()?;
     repo.replace_index(index);
     // From here on the new index is durable.
     repo.backend().delete(&old_files)?;

@@ -54,6 +54,7 @@ pub fn repair_packs(repo: &Arc<Repository>, reporter: &Reporter) -> Result<Summa
     session.check_alive()?;
     let mut index = merged(&files);
     files.drain(..).try_for_each(|file| repo.put_index(file).map(drop))?;
+    session.check_alive()?;
     index.add(news);
     index.condemn(stock.condemned.iter().copied());
     summary.packs = index.packs().iter().filter(|p| !doomed.contains(&p.id)).count() as u64;

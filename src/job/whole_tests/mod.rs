@@ -28,6 +28,7 @@ use crate::repo::{Filter, Repository, Selected, split_path};
 use crate::report::{Problem, Reporter, Severity};
 
 mod afar;
+mod asked;
 mod budgets;
 mod changes;
 mod faults;

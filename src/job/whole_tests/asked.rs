@@ -1,0 +1,63 @@
+//! What must be asked of the store itself, though this machine has a copy.
+
+use super::*;
+use crate::backend::{Cached, Listed};
+use crate::repo::MarkNote;
+
+/// A store that says yes to a key slot, and loses it.
+struct LosesKeys(Arc<Memory>);
+
+impl Backend for LosesKeys {
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+    fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        if path.starts_with(layout::KEYS) { Ok(()) } else { self.0.put(path, bytes) }
+    }
+    fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<bool> {
+        self.0.put_new(path, bytes)
+    }
+    fn get(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>> {
+        self.0.get(path, max_bytes)
+    }
+    fn get_range(&self, path: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.0.get_range(path, offset, len)
+    }
+    fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        self.0.list(folder)
+    }
+    fn delete(&self, paths: &[String]) -> Result<()> {
+        self.0.delete(paths)
+    }
+}
+
+fn with_copies(store: Arc<dyn Backend>, folder: &Path) -> Arc<dyn Backend> {
+    Arc::new(Cached::new(store, Some((folder.into(), 1 << 30))))
+}
+
+#[test]
+fn the_old_password_stays_if_the_new_one_did_not_arrive() {
+    let cheap = KdfCost { memory_kib: 19 * 1024, passes: 1, lanes: 1 };
+    let [old, new] = ["old", "new"].map(|text| Unlock::Password(text.into()));
+    let memory = Arc::new(Memory::default());
+    drop(Repository::init(memory.clone(), &old, cheap, "a").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let store = with_copies(Arc::new(LosesKeys(memory.clone())), folder.path());
+    let repo = Repository::open(store, &old, "it", &Reporter::silent()).unwrap();
+    let changed = repo.change_password(&repo.password_slot().unwrap(), &new, None);
+    assert!(matches!(changed, Err(Error::Missing { .. })), "{changed:?}");
+    Repository::open(memory, &old, "it", &Reporter::silent()).unwrap();
+}
+
+#[test]
+fn a_pin_on_a_snapshot_that_another_machine_has_just_forgotten_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Arc::new(Memory::default());
+    let repo = init(with_copies(memory.clone(), folder.path()));
+    fs::create_dir(folder.path().join("source")).unwrap();
+    let id = create(&repo, &folder.path().join("source"), 1).unwrap();
+    let mut named = repo.read_snapshots().unwrap().0.remove(0);
+    open(memory).unwrap().bury_snapshot(id).unwrap();
+    let pinned = repo.put_mark(&mut named, &MarkNote { pin: Some(true), ..MarkNote::default() });
+    assert!(matches!(pinned, Err(Error::Refused { .. })), "{pinned:?}");
+}
