@@ -178,7 +178,7 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         Some(match self {
             Self::NoRepository { .. } => "make one with `snapshot init`, or check --repo",
-            Self::Exists { .. } => "choose another place",
+            Self::Exists { .. } => "choose another place; each repository has a key file of its own, too",
             Self::WrongKey { .. } => "check the password or key file; a recovery code works as a password",
             Self::Locked { .. } => "try again when it has ended",
             Self::Corrupt { .. } | Self::Missing { .. } => "run `snapshot check` to see what is affected",

@@ -231,8 +231,8 @@ fn check_chains(snapshots: &[Named], tombs: &[Named], reporter: &Reporter) {
         if let Some((before, id)) = last_gap {
             let newest = generations.keys().next_back().copied().unwrap_or(0);
             let why = format!(
-                "{} of its {newest} generations are there; the others were forgotten or pruned, as is usual, the last of \
-                 them generation {before} (snapshot {})",
+                "{} of its {newest} generations are there, with those that can be taken back; the others were forgotten \
+                 or pruned, as is usual, the last of them generation {before} (snapshot {})",
                 generations.len(),
                 id.short()
             );

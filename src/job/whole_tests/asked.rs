@@ -1,13 +1,13 @@
-//! What must be asked of the store itself, though this machine has a copy.
+//! What must be asked of the store itself, though this machine has a copy, and what is not believed at once that it says.
 
 use super::*;
 use crate::backend::{Cached, Listed};
 use crate::repo::MarkNote;
 
-/// A store that says yes to a key slot, and loses it.
-struct LosesKeys(Arc<Memory>);
+/// A store that says yes to a key slot, and loses it; and that hands out snapshots and tombs with a flipped bit.
+struct Unsound(Arc<Memory>);
 
-impl Backend for LosesKeys {
+impl Backend for Unsound {
     fn describe(&self) -> String {
         self.0.describe()
     }
@@ -18,7 +18,12 @@ impl Backend for LosesKeys {
         self.0.put_new(path, bytes)
     }
     fn get(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>> {
-        self.0.get(path, max_bytes)
+        let mut bytes = self.0.get(path, max_bytes)?;
+        if path.starts_with(layout::SNAPSHOTS) || path.starts_with(layout::TOMBS) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }
+        Ok(bytes)
     }
     fn get_range(&self, path: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
         self.0.get_range(path, offset, len)
@@ -42,7 +47,7 @@ fn the_old_password_stays_if_the_new_one_did_not_arrive() {
     let memory = Arc::new(Memory::default());
     drop(Repository::init(memory.clone(), &old, cheap, "a").unwrap());
     let folder = tempfile::tempdir().unwrap();
-    let store = with_copies(Arc::new(LosesKeys(memory.clone())), folder.path());
+    let store = with_copies(Arc::new(Unsound(memory.clone())), folder.path());
     let repo = Repository::open(store, &old, "it", &Reporter::silent()).unwrap();
     let changed = repo.change_password(&repo.password_slot().unwrap(), &new, None);
     assert!(matches!(changed, Err(Error::Missing { .. })), "{changed:?}");
@@ -60,4 +65,22 @@ fn a_pin_on_a_snapshot_that_another_machine_has_just_forgotten_is_refused() {
     open(memory).unwrap().bury_snapshot(id).unwrap();
     let pinned = repo.put_mark(&mut named, &MarkNote { pin: Some(true), ..MarkNote::default() });
     assert!(matches!(pinned, Err(Error::Refused { .. })), "{pinned:?}");
+}
+
+#[test]
+fn a_snapshot_that_is_read_wrongly_is_neither_forgotten_nor_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Arc::new(Memory::default());
+    let repo = init(memory.clone());
+    let id = create(&repo, folder.path(), 1).unwrap();
+    let unsound = open(Arc::new(Unsound(memory.clone()))).unwrap();
+    let before = objects(&*memory);
+    assert!(matches!(unsound.bury_snapshot(id), Err(Error::Corrupt { .. })));
+    assert!(objects(&*memory) == before, "nothing was moved");
+    repo.bury_snapshot(id).unwrap();
+    let before = objects(&*memory);
+    assert!(matches!(unsound.exhume_snapshot(id), Err(Error::Corrupt { .. })));
+    assert!(objects(&*memory) == before, "nothing was moved");
+    repo.exhume_snapshot(id).unwrap();
+    assert_sound(&repo);
 }

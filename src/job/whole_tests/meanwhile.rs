@@ -14,7 +14,7 @@ use crate::repo::SessionGuard;
 type Act = Box<dyn FnOnce(&Arc<Memory>) + Send>;
 
 /// Lets others act just before call number `at`.
-struct HeldUp {
+pub(super) struct HeldUp {
     inner: Arc<dyn Backend>,
     memory: Arc<Memory>,
     at: u64,
@@ -23,6 +23,16 @@ struct HeldUp {
 }
 
 impl HeldUp {
+    pub(super) fn new(inner: Arc<dyn Backend>, memory: &Arc<Memory>, at: u64, act: Act) -> Arc<Self> {
+        let (calls, act) = (AtomicU64::new(0), Mutex::new(Some(act)));
+        Arc::new(Self { inner, memory: memory.clone(), at, calls, act })
+    }
+
+    /// Whether there were so many calls.
+    pub(super) fn came(&self) -> bool {
+        self.act.lock().unwrap().is_none()
+    }
+
     fn call(&self) -> &dyn Backend {
         if self.calls.fetch_add(1, Ordering::SeqCst) == self.at
             && let Some(act) = self.act.lock().unwrap().take()
@@ -60,7 +70,7 @@ impl Backend for HeldUp {
 }
 
 /// All that there is restores, or can at least be read whole.
-fn assert_whole(scene: &Scene, store: &Arc<Memory>, known: &[(SnapshotId, &Picture)], case: &str) {
+pub(super) fn assert_whole(scene: &Scene, store: &Arc<Memory>, known: &[(SnapshotId, &Picture)], case: &str) {
     let repo = open(store.clone()).unwrap();
     let problems = check(&repo, ReadData::All, false).unwrap();
     assert!(problems.iter().all(|p| p.severity == Severity::Note), "{case}: {problems:#?}");
@@ -80,7 +90,7 @@ fn two_prunes(store: &Arc<Memory>) {
 }
 
 /// Holds a command up at each call in turn. `run` gives the id of what must be there if it ends well.
-fn sweep(
+pub(super) fn sweep(
     scene: &Scene,
     unread_record: bool,
     run: &dyn Fn(&Arc<Repository>) -> Result<Option<SnapshotId>>,
@@ -93,9 +103,7 @@ fn sweep(
         let memory = copy(&before);
         let inner: Arc<dyn Backend> = if unread_record { Arc::new(UnreadRecord::new(&memory)) } else { memory.clone() };
         let act = act.clone();
-        let act: Act = Box::new(move |store| act(store));
-        let (calls, act) = (AtomicU64::new(0), Mutex::new(Some(act)));
-        let store = Arc::new(HeldUp { inner, memory: memory.clone(), at, calls, act });
+        let store = HeldUp::new(inner, &memory, at, Box::new(move |store| act(store)));
         let made = open(store.clone()).and_then(|repo| run(&repo));
         let case = format!("held up at call {at}, {made:?}");
         assert!(made.is_ok(), "{case}");
@@ -108,7 +116,7 @@ fn sweep(
         memory.advance(10);
         two_prunes(&memory);
         assert_whole(scene, &memory, &known, &case);
-        if store.act.lock().unwrap().is_some() {
+        if !store.came() {
             assert!(at > 5, "a command makes more calls than {at}");
             return;
         }
@@ -155,7 +163,7 @@ impl Backend for UnreadRecord {
 }
 
 /// Two generations, the packs of the first condemned, and the directory as it was then.
-fn first_condemned() -> Scene {
+pub(super) fn first_condemned() -> Scene {
     let mut scene = Scene::with(2);
     scene.snapshot();
     prune(&scene.repo(), keep_last(1), false).unwrap();

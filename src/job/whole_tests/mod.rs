@@ -40,6 +40,7 @@ mod nights;
 #[path = "../../../tests/it/picture.rs"]
 mod picture;
 mod put_only;
+mod replays;
 mod scale;
 mod simulation;
 mod steering;
