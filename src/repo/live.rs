@@ -236,9 +236,19 @@ impl Repository {
     pub fn records(&self, live: &Live, reporter: &Reporter) -> Result<Vec<Condemnation>> {
         let mut out = Vec::new();
         for Listed { path, modified, .. } in live.records.iter().cloned() {
-            let read = self.backend.get(&path, MAX_CONTROL_BYTES as u64);
-            match read.and_then(|bytes| control::open(&self.keys, Kind::Gc, &bytes, &path)) {
+            let read = || {
+                let bytes = self.backend.get(&path, MAX_CONTROL_BYTES as u64)?;
+                control::open(&self.keys, Kind::Gc, &bytes, &path)
+            };
+            // Whoever doesn't know it relies on what the prune that reads it well will delete: damage on the way must not
+            // pass for damage of the record.
+            let read = read().or_else(|e| if matches!(e, Error::Corrupt { .. }) { read() } else { Err(e) });
+            match read {
                 Ok(record) => out.push(Condemnation { path, modified, record }),
+                Err(Error::Missing { .. }) if self.backend.list(layout::LIVE)?.iter().any(|l| l.path == path) => {
+                    let why = "the storage lists it and does not hand it out".into();
+                    return Err(Error::Storage { action: "read", object: path, why, full: false });
+                }
                 Err(Error::Missing { .. }) => {}
                 // A version that nobody wrote is damage here: a newer program would have changed the config.
                 Err(e @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => reporter.problem(Problem {
