@@ -283,8 +283,8 @@ mod tests {
 
     const NOW: i64 = 2_000_000;
 
-    /// A session of this boot, with a process number, that began so long before this process, and was last seen so many seconds
-    /// ago.
+    /// A session of this boot, with a process number, that began so long before this process, and was last seen so many
+    /// seconds ago.
     fn running(pid: u32, began_before_secs: i64, silent_secs: i64) -> Running {
         let started = Time { secs: began_secs(process()).unwrap() - began_before_secs, nanos: 0 };
         let session = Session { pid, started, ..own(SessionKind::Write) };

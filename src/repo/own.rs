@@ -33,9 +33,14 @@ impl Own {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a session, which was just seen alive.
+    /// Begins a session, which was just seen alive: a process has one at a time in a repository.
     pub(super) fn begin(&self, session: &str) {
         *self.state() = State { session: Some(session.into()), seen_secs: clock::now().secs, stored: Vec::new() };
+    }
+
+    /// The session has ended.
+    pub(super) fn end(&self) {
+        *self.state() = State::default();
     }
 
     /// Whether something was stored that the session was not seen alive after.

@@ -231,6 +231,7 @@ impl SessionGuard {
         drop(self.stop.take());
         let Some(heart) = self.heart.take() else { return looked };
         let paths = heart.join().unwrap_or_default();
+        self.repo.own.end();
         self.repo.end_session(&self.name, &paths, &self.session).and(looked)
     }
 }
