@@ -4,7 +4,7 @@ use std::sync::{Barrier, Mutex};
 
 use super::tests::{change_records, five_generations, keep_last, objects, prune, prune_with, strict};
 use super::*;
-use crate::backend::{Backend, Faulty, Listed, Memory, layout};
+use crate::backend::{Backend, Faulty, Listed, Memory, Op, layout};
 use crate::format::control::{self, Session, SessionKind};
 use crate::format::header::Kind;
 use crate::format::mark::Mark;
@@ -113,11 +113,36 @@ fn a_session_silent_for_a_day_is_cleared_away() {
 
 type Act = Box<dyn FnOnce(&Memory) + Send>;
 
-/// Lets somebody act at the moment when the first object below a folder is about to be deleted.
-struct Intruder {
+/// Lets somebody act at the moment when the first object below a folder is about to be put or deleted.
+pub(super) struct Intruder {
     inner: Arc<Memory>,
+    op: Op,
     folder: &'static str,
     act: Mutex<Option<Act>>,
+}
+
+impl Intruder {
+    pub(super) fn new(
+        world: &World,
+        (op, folder): (Op, &'static str),
+        act: impl FnOnce(&Memory) + Send + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { inner: world.memory.clone(), op, folder, act: Mutex::new(Some(Box::new(act))) })
+    }
+
+    /// Whether the moment came.
+    pub(super) fn came(&self) -> bool {
+        self.act.lock().unwrap().is_none()
+    }
+
+    fn call(&self, op: Op, path: &str) {
+        if op == self.op
+            && path.starts_with(self.folder)
+            && let Some(act) = self.act.lock().unwrap().take()
+        {
+            act(&self.inner);
+        }
+    }
 }
 
 impl Backend for Intruder {
@@ -125,6 +150,7 @@ impl Backend for Intruder {
         self.inner.describe()
     }
     fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        self.call(Op::Put, path);
         self.inner.put(path, bytes)
     }
     fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<bool> {
@@ -140,11 +166,7 @@ impl Backend for Intruder {
         self.inner.list(folder)
     }
     fn delete(&self, paths: &[String]) -> Result<()> {
-        if paths.iter().any(|p| p.starts_with(self.folder))
-            && let Some(act) = self.act.lock().unwrap().take()
-        {
-            act(&self.inner);
-        }
+        paths.iter().for_each(|path| self.call(Op::Delete, path));
         self.inner.delete(paths)
     }
 }
@@ -155,10 +177,9 @@ fn prune_with_intruder(
     folder: &'static str,
     act: impl FnOnce(&Memory) + Send + 'static,
 ) -> Summary {
-    let act = Mutex::new(Some(Box::new(act) as Act));
-    let store = Arc::new(Intruder { inner: world.memory.clone(), folder, act });
+    let store = Intruder::new(world, (Op::Delete, folder), act);
     let summary = run(&world.reopen_through(store.clone()), &strict(policy), &mut |_| {}, &Reporter::silent()).unwrap();
-    assert!(store.act.lock().unwrap().is_none(), "the moment came");
+    assert!(store.came(), "the moment came");
     world.memory.advance(10);
     summary
 }
@@ -240,8 +261,7 @@ fn a_run_taken_for_dead_deletes_nothing() {
     let act = |memory: &Memory| {
         memory.delete(&sessions(memory)).unwrap();
     };
-    let act = Mutex::new(Some(Box::new(act) as Act));
-    let store = Arc::new(Intruder { inner: world.memory.clone(), folder: layout::TOMBS, act });
+    let store = Intruder::new(&world, (Op::Delete, layout::TOMBS), act);
     let result = run(&world.reopen_through(store), &strict(Policy::default()), &mut |_| {}, &Reporter::silent());
     assert!(matches!(result, Err(Error::Refused { .. })));
     let gone: Vec<_> = before.into_iter().filter(|p| !objects(&world).contains(p)).collect();

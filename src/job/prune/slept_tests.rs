@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use super::races::Intruder;
 use super::tests::{change_records, keep_last, prune, prune_with, strict};
 use super::*;
-use crate::backend::{Backend, Listed, Memory, layout};
+use crate::backend::{Backend, Memory, Op, layout};
 use crate::format::control::SessionKind;
 use crate::repo::Writer;
 use crate::repo::machine::pretended::{Machine, become_process};
@@ -85,37 +86,6 @@ fn a_writer_that_slept_through_two_prunes_leaves_no_index_of_packs_that_are_gone
     assert_eq!(world.read_all(), [1, 2]);
 }
 
-type Act = Box<dyn FnOnce() + Send>;
-
-/// Lets others act just before the first index file is stored.
-struct Sleeper(Arc<Memory>, Mutex<Option<Act>>);
-
-impl Backend for Sleeper {
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
-    fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
-        let act = if path.starts_with(layout::INDEX) { self.1.lock().unwrap().take() } else { None };
-        act.into_iter().for_each(|act| act());
-        self.0.put(path, bytes)
-    }
-    fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<bool> {
-        self.0.put_new(path, bytes)
-    }
-    fn get(&self, path: &str, max_bytes: u64) -> Result<Vec<u8>> {
-        self.0.get(path, max_bytes)
-    }
-    fn get_range(&self, path: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.0.get_range(path, offset, len)
-    }
-    fn list(&self, folder: &str) -> Result<Vec<Listed>> {
-        self.0.list(folder)
-    }
-    fn delete(&self, paths: &[String]) -> Result<()> {
-        self.0.delete(paths)
-    }
-}
-
 #[test]
 fn a_prune_that_slept_before_it_stored_the_index_leaves_none_of_packs_that_are_gone() {
     let world = Arc::new(World::new());
@@ -131,19 +101,19 @@ fn a_prune_that_slept_before_it_stored_the_index_leaves_none_of_packs_that_are_g
     assert_eq!(records(&*world.memory).len(), 2);
 
     let others = world.clone();
-    let act: Act = Box::new(move || {
+    let act = move |_: &Memory| {
         others.memory.advance(A_DAY_AND_MORE);
         let other = thread::spawn(move || prune_with(&others, &strict(Policy::default())).unwrap());
         assert!(other.join().unwrap().packs_deleted > 0);
-    });
-    let store = Arc::new(Sleeper(world.memory.clone(), Mutex::new(Some(act))));
+    };
+    let store = Intruder::new(&world, (Op::Put, layout::INDEX), act);
     let slept = elsewhere(|| {
         // Only the older record is ripe for it.
         let options = Options { grace_secs: 3600, ..strict(Policy::default()) };
         run(&world.reopen_through(store.clone()), &options, &mut |_| {}, &Reporter::silent()).map(drop)
     });
     assert!(matches!(slept, Err(Error::Refused { .. })), "{slept:?}");
-    assert!(store.1.lock().unwrap().is_none(), "the moment came");
+    assert!(store.came(), "the moment came");
     assert_eq!(gone_packs(&world), 0);
     // What the second held comes back.
     world.snapshot("/s", 4, &[noise(702, 70_000)], |_| None);

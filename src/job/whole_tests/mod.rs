@@ -211,15 +211,13 @@ fn keep_last(n: u32) -> Policy {
 
 /// Prunes without grace, and leaves no unused space if that can be had in one run.
 fn prune(repo: &Arc<Repository>, policy: Policy, instant: bool) -> Result<prune::Summary> {
-    let options = prune::Options {
-        policy,
-        filter: Filter::default(),
-        dry_run: false,
-        max_unused: prune::Limit::Bytes(0),
-        max_repack: None,
-        grace_secs: 0,
-        instant,
-    };
+    prune_after(repo, policy, 0, instant)
+}
+
+/// Does the same with a grace period, in seconds.
+fn prune_after(repo: &Arc<Repository>, policy: Policy, grace_secs: i64, instant: bool) -> Result<prune::Summary> {
+    let (filter, max_unused) = (Filter::default(), prune::Limit::Bytes(0));
+    let options = prune::Options { policy, filter, dry_run: false, max_unused, max_repack: None, grace_secs, instant };
     prune::run(repo, &options, &mut |_| {}, &Reporter::silent())
 }
 

@@ -81,16 +81,7 @@ fn a_create_lasts_for_longer_than_the_grace_period() {
     sweep(&scene, false, &create_long, |store| {
         for policy in [keep_last(1), Policy::default(), Policy::default(), Policy::default()] {
             store.advance(30 * HOUR);
-            let options = prune::Options {
-                policy,
-                filter: Filter::default(),
-                dry_run: false,
-                max_unused: prune::Limit::Bytes(0),
-                max_repack: None,
-                grace_secs: 24 * HOUR,
-                instant: false,
-            };
-            prune::run(&open(store.clone()).unwrap(), &options, &mut |_| {}, &Reporter::silent()).unwrap();
+            prune_after(&open(store.clone()).unwrap(), policy, 24 * HOUR, false).unwrap();
         }
     });
 }

@@ -169,11 +169,7 @@ impl World {
     }
 
     fn prune(&self, repo: &Arc<Repository>, keep: Option<u32>, grace_secs: i64, instant: bool) -> Result<()> {
-        let (policy, filter) = (Policy { last: keep, ..Policy::default() }, Filter::default());
-        let max_unused = prune::Limit::Bytes(0);
-        let options =
-            prune::Options { policy, filter, dry_run: false, max_unused, max_repack: None, grace_secs, instant };
-        let done = prune::run(repo, &options, &mut |_| {}, &Reporter::silent());
+        let done = prune_after(repo, Policy { last: keep, ..Policy::default() }, grace_secs, instant);
         match &done {
             Ok(summary) => {
                 let gone = summary.verdicts.iter().filter(|v| v.keep.is_empty()).map(|v| v.named.id);
